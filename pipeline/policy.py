@@ -1,0 +1,105 @@
+"""A policy on disk: an ordinary checkpoint directory, its digest, and its probe.
+
+The digest names the policy everywhere. The probe is a handful of token sequences with the log-probabilities that the
+trainer's model gave them: whoever serves the policy must give the same, or does not serve it.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.errors import DataError, WeightSyncError
+from pipeline.store import write_json
+from pipeline.types import Policy
+
+PROBE = "probe.json"
+CHUNK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    sequences: list[list[int]]
+    """Token ids."""
+    logprobs: list[list[float]]
+    """Nats; entry i of a sequence is the log-probability of token i + 1 given tokens 0 … i."""
+    dtype: str
+    """Precision of the weights as saved; the numbers were computed in float32 from those."""
+
+    def differences(self, measured: Sequence[Sequence[float]]) -> tuple[float, float]:
+        """Largest and mean absolute difference to ``measured``, in nats a token; shapes must agree."""
+        gaps = [
+            abs(ours - theirs)
+            for expected, got in zip(self.logprobs, measured, strict=True)
+            for ours, theirs in zip(expected, got, strict=True)
+        ]
+        return max(gaps), sum(gaps) / len(gaps)
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a checkpoint directory. Reads the weights once to name them.
+
+    Raises:
+        DataError: the directory holds no ``*.safetensors``.
+    """
+    return Policy(weights_digest(path), path)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 over every tensor's name, type, shape and bytes, in name order, however they are split into files."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{path} holds no *.safetensors weights")
+    tensors = [(name, file, *place) for file in files for name, place in _header(file).items()]
+    total = hashlib.sha256()
+    for name, file, kind, shape, start, end in sorted(tensors):
+        total.update(json.dumps([name, kind, shape]).encode())
+        with open(file, "rb") as handle:
+            handle.seek(start)
+            while start < end:
+                chunk = handle.read(min(CHUNK, end - start))
+                total.update(chunk)
+                start += len(chunk)
+    return total.hexdigest()
+
+
+def write_probe(path: Path, probe: Probe) -> None:
+    write_json(path / PROBE, asdict(probe))
+
+
+def read_probe(path: Path) -> Probe:
+    """Raises DataError where the directory has no probe."""
+    try:
+        return Probe(**json.loads((path / PROBE).read_text()))
+    except FileNotFoundError:
+        raise DataError(f"{path} has no {PROBE}: it was not saved by Ratchet") from None
+
+
+def prove(policy: Policy, measured: Sequence[Sequence[float]], tolerance: float) -> float:
+    """The largest difference between ``measured`` and the policy's probe.
+
+    Raises:
+        WeightSyncError: it is over ``tolerance`` (nats a token): other weights are being served.
+    """
+    largest, mean = read_probe(policy.path).differences(measured)
+    if not largest <= tolerance:  # also refuses NaN
+        raise WeightSyncError(
+            f"the engine does not serve policy {policy.digest[:12]}: its probe log-probabilities are off by up to"
+            f" {largest:.2g} nats a token (mean {mean:.2g}); allowed: {tolerance:.2g} (sampling.sync_tolerance)"
+        )
+    return largest
+
+
+def _header(file: Path) -> dict[str, tuple[str, list[int], int, int]]:
+    """Type, shape, first and last byte of each tensor in a safetensors file (8 bytes of length, JSON, data)."""
+    with open(file, "rb") as handle:
+        (size,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(size))
+    header.pop("__metadata__", None)
+    base = 8 + size
+    return {
+        name: (entry["dtype"], entry["shape"], base + entry["data_offsets"][0], base + entry["data_offsets"][1])
+        for name, entry in header.items()
+    }

@@ -1,0 +1,151 @@
+"""A run's folder: what was asked for, what each round decided, and readable links to what it made.
+
+    runs/<name>/config.json  initial.json  round-000.json …  outcome.json  report.html  links/
+
+The files point to artifacts by key; nothing here is needed to resume, since every stage finds its own artifact.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store import Store, locked, write_json
+from pipeline.types import Policy, RoundState
+
+EXTENDABLE = ("rounds", "title", "description")
+"""Settings that may change when a run is taken up again: they decide nothing that was already made."""
+
+
+class Run:
+    """One named run in a workspace."""
+
+    def __init__(self, workspace: Path, name: str) -> None:
+        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ConfigError(f"--name {name!r}: allowed are letters, digits, '-', '_' and '.'")
+        self.workspace = workspace.resolve()
+        self.name = name
+        self.directory = self.workspace / "runs" / name
+        self.store = Store(self.workspace / "artifacts")
+
+    @classmethod
+    def existing(cls, workspace: Path, name: str | None) -> "Run":
+        """The run of that name, or the newest one. Raises ConfigError with the names there are."""
+        runs = workspace / "runs"
+        found = sorted(runs.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        names = [file.parent.name for file in found]
+        if name is None and names:
+            return cls(workspace, names[0])
+        if name is None or name not in names:
+            there = ", ".join(names) if names else "no runs yet"
+            raise ConfigError(f"run {name or ''!r} is not in {runs} ({there})")
+        return cls(workspace, name)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process off this name. Raises BusyError where one is on it."""
+        busy = f"run {self.name!r} is already running in {self.workspace}; wait for it, or give --name"
+        with locked(self.directory / ".lock", busy=busy):
+            yield
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the config down, or check that the run is taken up again with the same one.
+
+        Raises:
+            ConfigError: a setting differs from those the run began with.
+        """
+        wanted = config.model_dump(mode="json")
+        file = self.directory / "config.json"
+        if file.exists():
+            changed = sorted(_differences(json.loads(file.read_text()), wanted))
+            if changed:
+                raise ConfigError(
+                    f"run {self.name!r} began with other settings ({'; '.join(changed[:3])}); give --name for a new"
+                    " run (it shares every artifact that stays the same), or the settings it began with"
+                )
+        write_json(file, wanted)
+        (self.directory / "outcome.json").unlink(missing_ok=True)
+
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate_json((self.directory / "config.json").read_text())
+
+    def save_initial(self, entry: Mapping[str, Any]) -> None:
+        write_json(self.directory / "initial.json", entry)
+
+    def save_round(self, state: RoundState) -> None:
+        write_json(self.directory / f"round-{state.round:03d}.json", asdict(state))
+
+    def save_outcome(self, state: str, reason: str, best_round: int, policy: Policy) -> None:
+        outcome = {
+            "state": state, "reason": reason, "best_round": best_round,
+            "policy": {"digest": policy.digest, "path": str(policy.path)},
+        }  # fmt: skip
+        write_json(self.directory / "outcome.json", outcome)
+
+    def forget_rounds_from(self, first: int) -> None:
+        """Remove round files of an earlier session that went further: this session will write them again."""
+        for file in self.directory.glob("round-*.json"):
+            if int(file.stem.removeprefix("round-")) >= first:
+                file.unlink()
+
+    def link(self, name: str, target: Path) -> None:
+        """A readable name for an artifact."""
+        link = self.directory / "links" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent))
+
+    def status(self) -> dict[str, Any]:
+        """All there is to say of the run, JSON-serialisable: the report's and ``ratchet status --json``'s input."""
+        config = _read(self.directory / "config.json") or {}
+        rounds = [_read(file) for file in sorted(self.directory.glob("round-*.json"))]
+        initial = _read(self.directory / "initial.json")
+        outcome = _read(self.directory / "outcome.json")
+        if outcome is None:
+            state = "running" if self._is_held() else "interrupted"
+            reason = "still running" if state == "running" else "interrupted; the same command goes on from here"
+            outcome = {"state": state, "reason": reason, "best_round": _best(rounds), "policy": None}
+        return {
+            "name": self.name, "title": config.get("title", ""), "description": config.get("description", ""),
+            **outcome, "workspace": str(self.workspace), "directory": str(self.directory),
+            "rounds_planned": config.get("rounds"), "config": config, "initial": initial, "rounds": rounds,
+        }  # fmt: skip
+
+    def _is_held(self) -> bool:
+        try:
+            with open(self.directory / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _best(rounds: list[Any]) -> int:
+    promoted = [entry["round"] for entry in rounds if entry["gate"]["decision"] == "promote"]
+    return int(promoted[-1]) if promoted else -1
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"{file} is not JSON ({error}); delete it and run the same command again") from None
+
+
+def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            if at or key not in EXTENDABLE:
+                yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield f"{at}: {old!r} then, {new!r} now"

@@ -1,0 +1,153 @@
+"""Records to Arrow tables and back, with an explicit schema each: the only place that knows the columns.
+
+Prompts and judgments have a row a prompt; candidates a row a candidate, groups whole and in prompt order; pairs a
+row a pair, with both candidates' ids and texts side by side, so that the file alone says what was compared.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
+
+IDS = pa.list_(pa.int32())
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+PROMPTS = pa.schema(
+    [("prompt_id", pa.string()), ("text", pa.string()), ("token_ids", IDS), ("messages", MESSAGES),
+     ("answer", pa.string())]
+)  # fmt: skip
+
+CANDIDATE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("index", pa.int32()), ("token_ids", IDS), ("text", pa.string()), ("finish_reason", pa.string()),
+    ("seed", pa.int64()), ("cumulative_logprob", pa.float64()),
+]  # fmt: skip
+CANDIDATES = pa.schema([("prompt_id", pa.string()), *CANDIDATE_FIELDS])
+
+JUDGMENTS = pa.schema(
+    [("prompt_id", pa.string()), ("judge", pa.string()), ("scores", pa.list_(pa.float64())), ("votes", pa.string())]
+)
+
+PAIRS = pa.schema(
+    [
+        ("pair_id", pa.string()), ("round", pa.int32()),
+        *((f"prompt_{name}" if name != "prompt_id" else name, kind)
+          for name, kind in zip(PROMPTS.names, PROMPTS.types, strict=True)),
+        *((f"chosen_{name}", kind) for name, kind in CANDIDATE_FIELDS),
+        *((f"rejected_{name}", kind) for name, kind in CANDIDATE_FIELDS),
+        ("score_chosen", pa.float64()), ("score_rejected", pa.float64()), ("margin", pa.float64()),
+        ("candidates_key", pa.string()), ("judgments_key", pa.string()),
+    ]
+)  # fmt: skip
+
+DROPS = pa.schema([("prompt_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def prompts_table(prompts: Iterable[Prompt]) -> pa.Table:
+    return pa.Table.from_pylist([_prompt_row(prompt) for prompt in prompts], PROMPTS)
+
+
+def read_prompts(table: pa.Table) -> list[Prompt]:
+    return [_prompt(row) for row in table.to_pylist()]
+
+
+def candidates_table(groups: Iterable[Group]) -> pa.Table:
+    rows = [
+        {"prompt_id": group.prompt.id, **_candidate_row(candidate)}
+        for group in groups
+        for candidate in group.candidates
+    ]
+    return pa.Table.from_pylist(rows, CANDIDATES)
+
+
+def read_groups(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Group]:
+    """Groups in the order of their first row; ``prompts`` by id must hold every prompt named."""
+    candidates: dict[str, list[Candidate]] = {}
+    for row in table.to_pylist():
+        candidates.setdefault(row["prompt_id"], []).append(_candidate(row))
+    return [Group(prompts[prompt_id], tuple(group)) for prompt_id, group in candidates.items()]
+
+
+def judgments_table(judgments: Iterable[Judgment]) -> pa.Table:
+    rows = [
+        {
+            "prompt_id": judgment.prompt_id,
+            "judge": judgment.judge,
+            "scores": list(judgment.scores),
+            "votes": json.dumps(list(judgment.votes), ensure_ascii=False),
+        }
+        for judgment in judgments
+    ]
+    return pa.Table.from_pylist(rows, JUDGMENTS)
+
+
+def read_judgments(table: pa.Table) -> list[Judgment]:
+    return [
+        Judgment(row["prompt_id"], row["judge"], tuple(row["scores"]), tuple(json.loads(row["votes"])))
+        for row in table.to_pylist()
+    ]
+
+
+def pairs_table(pairs: Iterable[PreferencePair]) -> pa.Table:
+    return pa.Table.from_pylist([_pair_row(pair) for pair in pairs], PAIRS)
+
+
+def read_pairs(table: pa.Table) -> list[PreferencePair]:
+    return [
+        PreferencePair(
+            id=row["pair_id"],
+            prompt=_prompt({"prompt_id": row["prompt_id"], **_without("prompt_", row)}),
+            chosen=_candidate(_without("chosen_", row)),
+            rejected=_candidate(_without("rejected_", row)),
+            score_chosen=row["score_chosen"],
+            score_rejected=row["score_rejected"],
+            round=row["round"],
+            candidates_key=row["candidates_key"],
+            judgments_key=row["judgments_key"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def drops_table(drops: Sequence[tuple[str, str, str]]) -> pa.Table:
+    """``drops`` holds (prompt id, reason, detail)."""
+    return pa.Table.from_pylist([dict(zip(DROPS.names, drop, strict=True)) for drop in drops], DROPS)
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt.id, "text": prompt.text, "token_ids": prompt.token_ids,
+        "messages": list(prompt.messages), "answer": prompt.answer,
+    }  # fmt: skip
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(row["prompt_id"], row["text"], tuple(row["token_ids"]), tuple(row["messages"] or ()), row["answer"])
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    return {name: getattr(candidate, name) for name, _ in CANDIDATE_FIELDS}
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    return Candidate(
+        row["index"], tuple(row["token_ids"]), row["text"], row["finish_reason"], row["seed"],
+        row["cumulative_logprob"],
+    )  # fmt: skip
+
+
+def _pair_row(pair: PreferencePair) -> dict[str, Any]:
+    prompt = {f"prompt_{name}" if name != "prompt_id" else name: v for name, v in _prompt_row(pair.prompt).items()}
+    return {
+        "pair_id": pair.id, "round": pair.round, **prompt,
+        **{f"chosen_{name}": value for name, value in _candidate_row(pair.chosen).items()},
+        **{f"rejected_{name}": value for name, value in _candidate_row(pair.rejected).items()},
+        "score_chosen": pair.score_chosen, "score_rejected": pair.score_rejected, "margin": pair.margin,
+        "candidates_key": pair.candidates_key, "judgments_key": pair.judgments_key,
+    }  # fmt: skip
+
+
+def _without(prefix: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Preference pairs in, a better policy out."""

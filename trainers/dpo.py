@@ -1,0 +1,197 @@
+"""The DPO loop: pairs with cached reference log-probabilities in, an updated model out.
+
+What a step does depends on nothing but the model, the optimiser, the pairs, the config, the seed and the step number.
+So a run that is killed and goes on from its last state ends with the same weights, bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.config import LossConfig, TrainerConfig
+from pipeline.errors import NonFiniteError, StepZeroError, TrainingError
+from pipeline.protocols import Progress, silent
+from trainers import losses
+from trainers.checkpoints import load_training_state, save_training_state
+from trainers.encoding import Row, pad, split_by_budget
+from trainers.logprobs import autocast, completion_logprobs
+
+METRICS = "metrics.jsonl"
+STEP_ZERO_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 2.0}
+"""Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    chosen: Row
+    rejected: Row
+    reference_chosen: float
+    """log π_ref(chosen | prompt), nats."""
+    reference_rejected: float
+
+    def __len__(self) -> int:
+        return 2 * max(len(self.chosen), len(self.rejected))
+
+
+def train(
+    model: PreTrainedModel,
+    pairs: Sequence[TrainingPair],
+    config: TrainerConfig,
+    directory: Path,
+    *,
+    learning_rate: float,
+    seed: int,
+    starts_at_reference: bool,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Train ``model`` in place and return the last step's metrics.
+
+    ``directory`` gets ``metrics.jsonl``, a line a step, and the state to go on from. ``starts_at_reference`` says that
+    the reference is the model itself as given, and has that checked on the first batch.
+
+    Raises:
+        StepZeroError: it is not.
+        NonFiniteError: a loss or gradient is NaN or infinite; the last state on disk is from before it.
+    """
+    if not pairs:
+        raise TrainingError("there is no pair to train on: pairing dropped every group")
+    loop = Loop(model, pairs, config, directory, learning_rate, seed)
+    for step in loop.remaining():
+        metrics = loop.step(step, check_reference=starts_at_reference and step == 0)
+        progress(step + 1, loop.steps, f"loss {metrics['loss']:.3f} margin {metrics['rewards/margins']:.2f}")
+    return loop.last
+
+
+class Loop:
+    """The optimiser, the schedule and the files of one training."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pairs: Sequence[TrainingPair],
+        config: TrainerConfig,
+        directory: Path,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        self.model, self.pairs, self.config, self.directory, self.seed = model, pairs, config, directory, seed
+        self.steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self.peak_rate = learning_rate
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.last: dict[str, float] = {}
+
+    def remaining(self) -> Iterator[int]:
+        """The steps still to do, after restoring what an interrupted session left; saves the state on the way."""
+        restored = load_training_state(self.directory, self.model, self.optimizer)
+        first, self.last = (restored[0], restored[1]) if restored else (0, {})
+        self._cut_metrics(first)
+        for step in range(first, self.steps):
+            yield step
+            if (step + 1) % self.config.checkpoint_steps == 0:
+                save_training_state(self.directory, step + 1, self.model, self.optimizer, self.last)
+
+    def step(self, step: int, check_reference: bool) -> dict[str, float]:
+        """One optimiser update on the step's batch of pairs."""
+        started = time.monotonic()
+        batch = [self.pairs[index] for index in self._indices(step)]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for indices in split_by_budget(batch, len, self.config.token_budget):
+            for name, value in self._accumulate([batch[i] for i in indices], len(batch), check_reference).items():
+                sums[name] = sums.get(name, 0.0) + value
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
+            raise NonFiniteError(f"step {step}: loss {sums['loss']} and gradient norm {norm} must be finite")
+        rate = self.peak_rate * schedule(step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        seconds = time.monotonic() - started
+        self.last = {
+            "step": step + 1, "epoch": (step + 1) / self.steps_per_epoch,
+            **{name: value / len(batch) for name, value in sums.items()},
+            "grad_norm": norm, "learning_rate": rate, "pairs_per_second": len(batch) / seconds,
+        }  # fmt: skip
+        with open(self.directory / METRICS, "a") as file:
+            file.write(json.dumps(self.last) + "\n")
+        return self.last
+
+    def _accumulate(self, pairs: Sequence[TrainingPair], of: int, check_reference: bool) -> dict[str, float]:
+        """Add the gradient of ``pairs``' share of the mean loss over ``of`` pairs; their metrics, summed."""
+        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        reference = torch.tensor(
+            [value for pair in pairs for value in (pair.reference_chosen, pair.reference_rejected)],
+            dtype=torch.float64,
+            device=self.model.device,
+        )
+        with autocast(self.model.device, self.dtype):
+            logps, lengths = completion_logprobs(self.model, pad(rows, 0, self.model.device))
+        if check_reference:
+            self._check_reference(logps, reference)
+        args = (logps[0::2], logps[1::2], reference[0::2], reference[1::2], self.config.beta)
+        loss = sum(term.weight * self._term(term, args, lengths[0::2]) for term in self.config.loss)
+        assert isinstance(loss, Tensor)
+        (loss.sum() / of).backward()
+        chosen, rejected = losses.rewards(*args)
+        figures = {
+            "loss": loss, "rewards/chosen": chosen, "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected, "rewards/accuracies": (chosen > rejected).double(),
+            "logps/chosen": logps[0::2], "logps/rejected": logps[1::2],
+            "lengths/chosen": lengths[0::2].double(), "lengths/rejected": lengths[1::2].double(),
+            "nll": losses.nll(logps[0::2], lengths[0::2]),
+        }  # fmt: skip
+        return {name: float(value.detach().sum()) for name, value in figures.items()}
+
+    @staticmethod
+    def _term(term: LossConfig, args: tuple[Tensor, Tensor, Tensor, Tensor, float], lengths: Tensor) -> Tensor:
+        match term.type:
+            case "sigmoid":
+                return losses.sigmoid(*args)
+            case "nll":
+                return losses.nll(args[0], lengths)
+
+    def _check_reference(self, logps: Tensor, reference: Tensor) -> None:
+        gap = float((logps.detach() - reference).abs().max())
+        if not gap <= STEP_ZERO_TOLERANCE[self.dtype]:
+            raise StepZeroError(
+                f"before the first update the policy is up to {gap:.3g} nats a completion away from its reference;"
+                f" allowed: {STEP_ZERO_TOLERANCE[self.dtype]}. The cached reference is of other weights or tokens"
+            )
+
+    def _indices(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        return order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
+
+    def _cut_metrics(self, steps: int) -> None:
+        """Drop the lines of steps that will run again, and a line torn by a kill."""
+        file = self.directory / METRICS
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        file.write_text("".join(lines[:steps]))
+
+
+def schedule(step: int, steps: int, config: TrainerConfig) -> float:
+    """Factor on the learning rate at ``step`` of ``steps``: linear warm-up, then constant, or linear or cosine to 0."""
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
