@@ -24,7 +24,10 @@ def source_file(call: Call) -> Path:
     file = Path(module) if module.endswith(".py") else _module_file(module)
     if file is None or not file.is_file():
         raise ConfigError(f"function {call.function!r}: there is no module or file {module!r}")
-    defined = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    try:
+        defined = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"function {call.function!r}: {file} is not Python: {error}") from None
     if name not in defined:
         raise ConfigError(f"function {call.function!r}: {file} defines no {name!r}; it has {', '.join(defined)}")
     return file
