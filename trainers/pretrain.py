@@ -24,6 +24,7 @@ from trainers.tokenizer import build_tokenizer
 CHECKPOINT_STEPS = 100
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises; a cosine to zero follows."""
+WEIGHT_DECAY = 0.1
 SORTED_BATCHES = 32
 """Batches that are filled together from texts sorted by length: little padding, and still a random order."""
 
@@ -39,9 +40,7 @@ class Pretraining:
     """Mean over the last tenth of the steps, nats a token."""
 
 
-def train_from_scratch(
-    config: ScratchPolicy, seed: int, directory: Path, progress: Progress = silent
-) -> Pretraining:
+def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progress: Progress = silent) -> Pretraining:
     """Train a policy on the corpus and save it as ``directory/policy``.
 
     ``directory`` also gets the state to go on from; calling again after a kill does so.
@@ -54,10 +53,10 @@ def train_from_scratch(
     tokenizer = build_tokenizer(config, texts)
     rows = encode(tokenizer, texts, config.max_length)
     model = new_model(config, tokenizer, seed).to(device())
-    loss = fit(model, rows, config, seed, directory, progress)
+    losses = fit(model, rows, config, seed, directory, progress)
     policy = save_policy(model, tokenizer, directory / "policy")
-    batches = len(batches_of_epoch(rows, config.batch_size, seed, 0))
-    return Pretraining(policy, total_steps(config, batches), model.num_parameters(), loss)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return Pretraining(policy, len(losses), model.num_parameters(), sum(tail) / len(tail))
 
 
 def read_corpus(config: ScratchPolicy) -> list[str]:
@@ -96,7 +95,6 @@ def new_model(config: ScratchPolicy, tokenizer: PreTrainedTokenizerBase, seed: i
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        use_cache=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,32 +108,31 @@ def fit(
     seed: int,
     directory: Path,
     progress: Progress,
-) -> float:
-    """Minimise the mean negative log-likelihood of every token but the BOS; the smoothed last loss, nats a token."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+) -> list[float]:
+    """Minimise the mean negative log-likelihood of every token but the BOS; the loss of each step, nats a token."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(0.9, 0.95), fused=True,
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
-    per_epoch = len(batches_of_epoch(rows, config.batch_size, seed, 0))
-    steps = total_steps(config, per_epoch)
-    step, extra = load_training_state(directory, model, optimizer) or (0, {"losses": []})
+    per_epoch = math.ceil(len(rows) / config.batch_size)
+    steps = max(1, round(config.epochs * per_epoch))
+    first, extra = load_training_state(directory, model, optimizer) or (0, {"losses": []})
     losses: list[float] = extra["losses"]
     model.train()
-    while step < steps:
-        epoch = batches_of_epoch(rows, config.batch_size, seed, step // per_epoch)
-        for batch in epoch[step % per_epoch : step % per_epoch + steps - step]:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, steps)
-            losses.append(update(model, optimizer, [rows[index] for index in batch], step))
-            step += 1
-            progress(step, steps, f"loss {losses[-1]:.3f}")
-            if step % CHECKPOINT_STEPS == 0 or step == steps:
-                save_training_state(directory, step, model, optimizer, {"losses": losses})
+    for step in range(first, steps):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or step == first:
+            batches = batches_of_epoch(rows, config.batch_size, seed, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, steps)
+        losses.append(update(model, optimizer, [rows[index] for index in batches[position]], step))
+        progress(step + 1, steps, f"loss {losses[-1]:.3f}")
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
+            save_training_state(directory, step + 1, model, optimizer, {"losses": losses})
     model.eval()
-    tail = losses[-max(1, steps // 10) :]
-    return sum(tail) / len(tail)
+    return losses
 
 
 def update(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: Sequence[list[int]], step: int) -> float:
@@ -145,8 +142,8 @@ def update(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: Sequ
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     # Padding is on the right and attention is causal, so no real token sees it: only its targets are masked.
     optimizer.zero_grad(set_to_none=True)
-    loss = model(input_ids=ids, labels=ids.masked_fill(real == 0, -100)).loss
-    value = float(loss)
+    loss = model(input_ids=ids, labels=ids.masked_fill(real == 0, -100), use_cache=False).loss
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise NonFiniteError(f"pretraining step {step}: the loss is {value}; try a lower policy.learning_rate")
     loss.backward()
@@ -164,10 +161,6 @@ def batches_of_epoch(rows: Sequence[list[int]], batch_size: int, seed: int, epoc
         near = sorted(order[start : start + batch_size * SORTED_BATCHES], key=lambda index: len(rows[index]))
         batches += [near[first : first + batch_size] for first in range(0, len(near), batch_size)]
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def total_steps(config: ScratchPolicy, batches_an_epoch: int) -> int:
-    return max(1, round(config.epochs * batches_an_epoch))
 
 
 def schedule(step: int, steps: int) -> float:

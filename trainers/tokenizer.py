@@ -27,7 +27,6 @@ def build_tokenizer(config: ScratchPolicy, texts: Sequence[str]) -> PreTrainedTo
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNKNOWN,
-        model_max_length=config.max_length,
         clean_up_tokenization_spaces=False,  # would eat the spaces before full stops
     )
 

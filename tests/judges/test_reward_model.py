@@ -1,0 +1,159 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from judges import make_judge
+from judges.reward_model import RewardModelJudge, batches
+from pipeline.config import RewardModelJudge as RewardModelConfig
+from pipeline.errors import JudgeError
+from pipeline.types import Candidate, Group, Prompt
+
+SPECIAL = ["<pad>", "<bos>", "<eos>"]
+BOS, EOS = 1, 2
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}{{ eos_token }}"
+)
+
+
+def save_tokenizer(path: Path, template: str | None) -> None:
+    """Bytes as tokens, and a BOS put before every text: the set-up in which a template gives two."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *alphabet])}, []))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = template
+    fast.save_pretrained(path)
+
+
+def llama(**more: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=256, bos_token_id=BOS, eos_token_id=EOS,
+        initializer_range=0.3, **more,  # large, so that scores differ by more than rounding
+    )  # fmt: skip
+
+
+def reward_model(path: Path, template: str | None = TEMPLATE, **more: Any) -> Path:
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(llama(**{"num_labels": 1, "pad_token_id": 0} | more))
+    model.save_pretrained(path)
+    save_tokenizer(path, template)
+    return path
+
+
+def make(path: Path, **more: Any) -> RewardModelJudge:
+    judge = make_judge(RewardModelConfig(type="reward_model", path=str(path), dtype="float32", **more), "rm")
+    assert isinstance(judge, RewardModelJudge)
+    return judge
+
+
+def groups(texts: Sequence[Sequence[str]]) -> list[Group]:
+    return [
+        Group(
+            Prompt(f"p{number}", f"question {number}?", (7,)),
+            tuple(Candidate(i, (5,), text, "stop", seed=i) for i, text in enumerate(group)),
+        )
+        for number, group in enumerate(texts)
+    ]
+
+
+RAGGED = groups([["a", "bb " * 9, "a longer answer"], ["", "z" * 60, "no"], ["yes", "perhaps", "y" * 33]])
+
+
+@pytest.mark.parametrize("pad_token_id", [0, None, EOS])
+def test_a_score_is_the_same_whatever_the_batch(tmp_path: Path, pad_token_id: int | None) -> None:
+    path = reward_model(tmp_path, pad_token_id=pad_token_id)
+    together = make(path).judge(RAGGED)
+    alone = make(path, token_budget=16).judge(RAGGED)
+    for one, many in zip(alone, together, strict=True):
+        assert one.scores == pytest.approx(many.scores, abs=1e-5)
+    scores = [score for judgment in together for score in judgment.scores]
+    assert len({round(score, 3) for score in scores if score is not None}) == 9  # they do tell the texts apart
+
+
+def test_the_score_is_the_raw_logit_of_the_templated_conversation(tmp_path: Path) -> None:
+    path = reward_model(tmp_path)
+    (judgment,) = make(path).judge(groups([["fine"]]))
+    text = "<bos>user: question 0?\nassistant: fine\n<eos>"
+    ids = AutoTokenizer.from_pretrained(path)(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = LlamaForSequenceClassification.from_pretrained(path)(input_ids=ids).logits[0, 0].item()
+    assert judgment.scores[0] == pytest.approx(expected, abs=1e-5)
+    assert judgment.votes[0] == {"tokens": ids.shape[1]}
+
+
+def test_a_templated_conversation_has_one_bos_and_keeps_its_turns(tmp_path: Path) -> None:
+    judge = make(reward_model(tmp_path))
+    turns = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"})
+    ids = judge.render(Prompt("p", "hi", (7,), messages=turns), RAGGED[0].candidates[0])
+    assert ids.count(BOS) == 1
+    assert judge.tokenizer.decode(ids) == "<bos>system: be kind\nuser: hi\nassistant: a\n<eos>"
+
+
+def test_without_a_template_plain_text_is_judged_and_a_chat_refused(tmp_path: Path) -> None:
+    judge = make(reward_model(tmp_path, template=None))
+    ids = judge.render(Prompt("p", "ravin likes", (7,)), Candidate(0, (5,), " pizza", "stop", 0))
+    assert judge.tokenizer.decode(ids) == "<bos>ravin likes pizza"
+    chat = Prompt("p9", "hi", (7,), messages=({"role": "user", "content": "hi"},))
+    with pytest.raises(JudgeError, match=r"no chat template.*'p9'"):
+        judge.judge([Group(chat, RAGGED[0].candidates)])
+
+
+@pytest.mark.parametrize(("max_tokens", "limit"), [(48, 48), (4096, 256)])  # 256: all the positions the model has
+def test_a_conversation_that_is_too_long_abstains_and_the_others_are_judged(
+    tmp_path: Path, max_tokens: int, limit: int
+) -> None:
+    judge = make(reward_model(tmp_path), max_tokens=max_tokens)
+    (judgment,) = judge.judge(groups([["short", "long " * 100]]))
+    assert judgment.scores[0] is not None
+    assert judgment.scores[1] is None
+    assert judgment.votes[1]["abstained"] == f"longer than {limit} tokens"
+
+
+def test_a_logit_that_is_not_a_number_abstains(tmp_path: Path) -> None:
+    judge = make(reward_model(tmp_path))
+    with torch.no_grad():
+        judge.model.score.weight.fill_(float("nan"))
+    (judgment,) = judge.judge(groups([["a", "b"]]))
+    assert judgment.scores == (None, None)
+    assert judgment.votes[0]["abstained"] == "the logit is nan"
+
+
+def test_two_labels_are_no_reward_model(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match=r"num_labels = 2; allowed: 1"):
+        make(reward_model(tmp_path, num_labels=2))
+
+
+def test_a_head_that_nobody_trained_is_refused(tmp_path: Path) -> None:
+    LlamaForCausalLM(llama(num_labels=1, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, TEMPLATE)
+    with pytest.raises(JudgeError, match=r"score\.weight"):
+        make(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match="cannot be loaded"):
+        make(tmp_path / "nothing")
+
+
+def test_batches_hold_every_row_once_within_the_budget() -> None:
+    lengths = [3, 9, 1, 4, 4, 30, 2]
+    made = list(batches(lengths, token_budget=12))
+    assert sorted(position for batch in made for position in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[p] for p in batch) <= 12 for batch in made)
+    assert [5] in made  # longer than the budget: by itself
+    assert len(made) < len(lengths)
