@@ -5,9 +5,9 @@ number. So a training that is killed and goes on from its last state ends with t
 for a given number of threads).
 """
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from pipeline.types import Policy
 from trainers.checkpoints import device, load_training_state, save_policy, save_training_state
 from trainers.tokenizer import build_tokenizer
 
+METRICS = "metrics.jsonl"
 CHECKPOINT_STEPS = 100
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises; a cosine to zero follows."""
@@ -29,21 +30,10 @@ SORTED_BATCHES = 32
 """Batches that are filled together from texts sorted by length: little padding, and still a random order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pretraining:
-    """What training from scratch made."""
-
-    policy: Policy
-    steps: int
-    parameters: int
-    loss: float
-    """Mean over the last tenth of the steps, nats a token."""
-
-
-def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progress: Progress = silent) -> Pretraining:
+def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progress: Progress = silent) -> Policy:
     """Train a policy on the corpus and save it as ``directory/policy``.
 
-    ``directory`` also gets the state to go on from; calling again after a kill does so.
+    ``directory`` also gets the state to go on from, which the same call does after a kill, and ``metrics.jsonl``.
 
     Raises:
         DataError: the corpus function fails, or returns anything but a list of texts that are not empty.
@@ -54,9 +44,9 @@ def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progre
     rows = encode(tokenizer, texts, config.max_length)
     model = new_model(config, tokenizer, seed).to(device())
     losses = fit(model, rows, config, seed, directory, progress)
-    policy = save_policy(model, tokenizer, directory / "policy")
-    tail = losses[-max(1, len(losses) // 10) :]
-    return Pretraining(policy, len(losses), model.num_parameters(), sum(tail) / len(tail))
+    lines = [json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(losses, 1)]
+    (directory / METRICS).write_text("".join(lines))
+    return save_policy(model, tokenizer, directory / "policy")
 
 
 def read_corpus(config: ScratchPolicy) -> list[str]:
@@ -90,6 +80,7 @@ def new_model(config: ScratchPolicy, tokenizer: PreTrainedTokenizerBase, seed: i
         intermediate_size=8 * round(config.hidden_size / 3),
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
+        head_dim=32 * math.ceil(config.hidden_size / config.heads / 32),  # vLLM's CPU attention has no others
         max_position_embeddings=config.max_length,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
