@@ -80,9 +80,18 @@ class Artifact:
         return float(self.manifest["seconds"])
 
     def tables(self) -> Iterator[pa.Table]:
-        """Its shards in order, one in memory at a time."""
+        """Its shards in order, one in memory at a time.
+
+        Raises:
+            StoreError: a shard has been removed or damaged since.
+        """
         for shard in self.manifest["shards"]:
-            yield pq.read_table(self.path / shard["file"])
+            file = self.path / shard["file"]
+            try:
+                table = pq.read_table(file)
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(f"{file} cannot be read ({error}); delete {self.path} to make it again") from None
+            yield table
 
     def table(self) -> pa.Table:
         """All its shards as one table. Raises StoreError where it has none."""
