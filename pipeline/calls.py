@@ -29,7 +29,8 @@ def source_file(call: Call) -> Path:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"function {call.function!r}: {file} is not Python: {error}") from None
     if name not in defined:
-        raise ConfigError(f"function {call.function!r}: {file} defines no {name!r}; it has {', '.join(defined)}")
+        has = ", ".join(defined) or "no functions"
+        raise ConfigError(f"function {call.function!r}: {file} defines no {name!r}; it has {has}")
     return file
 
 
@@ -52,10 +53,14 @@ def resolve(call: Call) -> Callable[..., Any]:
 def _module_file(module: str) -> Path | None:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # an installed command does not look in the working directory by itself
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
+    except Exception as error:  # a dotted name imports its parents, and they may fail in any way
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise ConfigError(f"function {module}: importing its package failed: {error!r}") from error
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 

@@ -6,6 +6,7 @@ trainer's model gave them: whoever serves the policy must give the same, or does
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +30,12 @@ class Probe:
     """Precision of the weights as saved; the numbers were computed in float32 from those."""
 
     def differences(self, measured: Sequence[Sequence[float]]) -> tuple[float, float]:
-        """Largest and mean absolute difference to ``measured``, in nats a token; shapes must agree."""
+        """Largest and mean absolute difference to ``measured``, in nats a token; shapes must agree.
+
+        Where either is NaN both are infinite: ``max`` would pass over a NaN that is not the first.
+        """
         gaps = [
-            abs(ours - theirs)
+            math.inf if math.isnan(ours - theirs) else abs(ours - theirs)
             for expected, got in zip(self.logprobs, measured, strict=True)
             for ours, theirs in zip(expected, got, strict=True)
         ]
@@ -42,7 +46,7 @@ def read_policy(path: Path) -> Policy:
     """The policy in a checkpoint directory. Reads the weights once to name them.
 
     Raises:
-        DataError: the directory holds no ``*.safetensors``.
+        DataError: the directory holds no ``*.safetensors``, or one is cut short.
     """
     return Policy(weights_digest(path), path)
 
@@ -60,9 +64,20 @@ def weights_digest(path: Path) -> str:
             handle.seek(start)
             while start < end:
                 chunk = handle.read(min(CHUNK, end - start))
+                if not chunk:
+                    raise DataError(f"{file} is cut short: tensor {name} ends {end - start} bytes after the file does")
                 total.update(chunk)
                 start += len(chunk)
     return total.hexdigest()
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a checkpoint, by name, from the headers alone."""
+    return {
+        name: tuple(shape)
+        for file in sorted(path.glob("*.safetensors"))
+        for name, (_, shape, _, _) in _header(file).items()
+    }
 
 
 def write_probe(path: Path, probe: Probe) -> None:
@@ -84,7 +99,7 @@ def prove(policy: Policy, measured: Sequence[Sequence[float]], tolerance: float)
         WeightSyncError: it is over ``tolerance`` (nats a token): other weights are being served.
     """
     largest, mean = read_probe(policy.path).differences(measured)
-    if not largest <= tolerance:  # also refuses NaN
+    if not largest <= tolerance:
         raise WeightSyncError(
             f"the engine does not serve policy {policy.digest[:12]}: its probe log-probabilities are off by up to"
             f" {largest:.2g} nats a token (mean {mean:.2g}); allowed: {tolerance:.2g} (sampling.sync_tolerance)"
@@ -95,8 +110,11 @@ def prove(policy: Policy, measured: Sequence[Sequence[float]], tolerance: float)
 def _header(file: Path) -> dict[str, tuple[str, list[int], int, int]]:
     """Type, shape, first and last byte of each tensor in a safetensors file (8 bytes of length, JSON, data)."""
     with open(file, "rb") as handle:
-        (size,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(size))
+        try:
+            (size,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(size))
+        except (struct.error, ValueError, OverflowError, MemoryError):
+            raise DataError(f"{file} is not a safetensors file, or is cut short in its header") from None
     header.pop("__metadata__", None)
     base = 8 + size
     return {
