@@ -7,6 +7,7 @@ for a given number of threads).
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from pipeline.calls import resolve
 from pipeline.config import ScratchPolicy
 from pipeline.errors import DataError, NonFiniteError, RatchetError
+from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import device, load_training_state, save_policy, save_training_state
 from trainers.tokenizer import build_tokenizer
 
 METRICS = "metrics.jsonl"
+STATE = "state"
 CHECKPOINT_STEPS = 100
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises; a cosine to zero follows."""
@@ -33,12 +36,14 @@ SORTED_BATCHES = 32
 def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progress: Progress = silent) -> Policy:
     """Train a policy on the corpus and save it as ``directory/policy``.
 
-    ``directory`` also gets the state to go on from, which the same call does after a kill, and ``metrics.jsonl``.
+    ``directory`` also gets ``metrics.jsonl`` and, meanwhile, the state from which the same call goes on after a kill.
 
     Raises:
         DataError: the corpus function fails, or returns anything but a list of texts that are not empty.
         NonFiniteError: the loss became NaN or infinite.
     """
+    if (directory / "policy").exists():  # it appears whole, and last
+        return read_policy(directory / "policy")
     texts = read_corpus(config)
     tokenizer = build_tokenizer(config, texts)
     rows = encode(tokenizer, texts, config.max_length)
@@ -46,7 +51,9 @@ def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progre
     losses = fit(model, rows, config, seed, directory, progress)
     lines = [json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(losses, 1)]
     (directory / METRICS).write_text("".join(lines))
-    return save_policy(model, tokenizer, directory / "policy")
+    policy = save_policy(model, tokenizer, directory / "policy")
+    shutil.rmtree(directory / STATE, ignore_errors=True)
+    return policy
 
 
 def read_corpus(config: ScratchPolicy) -> list[str]:
@@ -109,7 +116,7 @@ def fit(
     )  # fmt: skip
     per_epoch = math.ceil(len(rows) / config.batch_size)
     steps = max(1, round(config.epochs * per_epoch))
-    first, extra = load_training_state(directory, model, optimizer) or (0, {"losses": []})
+    first, extra = load_training_state(directory / STATE, model, optimizer) or (0, {"losses": []})
     losses: list[float] = extra["losses"]
     model.train()
     for step in range(first, steps):
@@ -121,7 +128,7 @@ def fit(
         losses.append(update(model, optimizer, [rows[index] for index in batches[position]], step))
         progress(step + 1, steps, f"loss {losses[-1]:.3f}")
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
-            save_training_state(directory, step + 1, model, optimizer, {"losses": losses})
+            save_training_state(directory / STATE, step + 1, model, optimizer, {"losses": losses})
     model.eval()
     return losses
 

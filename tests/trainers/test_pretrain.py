@@ -80,12 +80,17 @@ def test_resume_after_kill_gives_the_same_weights(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(pretrain.__file__).parents[1])}
     command = [sys.executable, "-c", script, settings.model_dump_json(), str(out)]
     assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    assert (out / "state" / "state.pt").exists()
     assert not (out / "policy").exists()
     steps: list[int] = []
     again = train_from_scratch(settings, 3, out, lambda done, total, note: steps.append(done))
     assert steps[0] == 101  # it went on from the state
     assert again.digest == whole.digest
     assert read_losses(out) == read_losses(tmp_path / "whole")
+    assert not (out / "state").exists()
+    steps.clear()
+    assert train_from_scratch(settings, 3, out, lambda done, total, note: steps.append(done)) == again
+    assert steps == []  # it is there already
 
 
 def test_heads_have_a_size_that_every_engine_serves(tmp_path: Path) -> None:
