@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from pipeline import config as knobs
@@ -65,7 +66,7 @@ class RewardModelJudge:
         without a template the tokenizer's special tokens (BOS, CLS) go around the plain text.
 
         Raises:
-            JudgeError: the prompt is a conversation and the reward model has no template for one.
+            JudgeError: the prompt is a conversation and the reward model has no template, or not for this one.
         """
         if not self.tokenizer.chat_template:
             if prompt.messages:
@@ -75,7 +76,12 @@ class RewardModelJudge:
             return list(self.tokenizer(prompt.text + candidate.text)["input_ids"])
         turns = [*prompt.messages] or [{"role": "user", "content": prompt.text}]
         turns = [*turns, {"role": "assistant", "content": candidate.text}]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError as error:  # some templates take no system message, or no two turns of one role
+            raise JudgeError(
+                f"the chat template of reward model {self.config.path!r} refuses prompt {prompt.id!r}: {error}"
+            ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _score(self, rows: Sequence[list[int]]) -> list[Verdict]:

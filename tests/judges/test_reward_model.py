@@ -113,6 +113,13 @@ def test_without_a_template_plain_text_is_judged_and_a_chat_refused(tmp_path: Pa
         judge.judge([Group(chat, RAGGED[0].candidates)])
 
 
+def test_a_template_that_refuses_a_conversation_is_one_clear_error(tmp_path: Path) -> None:
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+    chat = Prompt("p9", "hi", (7,), messages=({"role": "system", "content": "be kind"},))
+    with pytest.raises(JudgeError, match="refuses prompt 'p9': no system role"):
+        make(reward_model(tmp_path, template=no_system)).judge([Group(chat, RAGGED[0].candidates)])
+
+
 @pytest.mark.parametrize(("max_tokens", "limit"), [(48, 48), (4096, 256)])  # 256: all the positions the model has
 def test_a_conversation_that_is_too_long_abstains_and_the_others_are_judged(
     tmp_path: Path, max_tokens: int, limit: int
