@@ -1,0 +1,123 @@
+"""What each number of a run is called, what it means in a few words, and how it is written for people."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Unit = Literal["share", "nats", "tokens", "seconds", "count", "score", "delta", "ratio", "plain"]
+
+MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    label: str
+    unit: Unit = "plain"
+    meaning: str = ""
+
+
+EVALUATION: Mapping[str, Figure] = {
+    "win_rate_vs_initial": Figure(
+        "Win rate against initial", "share",
+        "how often its sample scores above the initial policy's on the same held-out prompt, ties counting half;"
+        " 50% is no difference",
+    ),
+    "win_rate": Figure("Win rate against start", "share", "the same against the policy the round started from"),
+    "ties": Figure("Ties", "share", "share of those comparisons with equal scores"),
+    "score_mean": Figure("Mean score", "score", "of held-out samples, in the judge's own units"),
+    "score_delta": Figure("Score gained", "delta", "mean score minus the initial policy's on the same prompts"),
+    "kl": Figure("KL to initial", "nats", "KL(policy ‖ initial policy) in nats a completion: how far it has moved"),
+    "length": Figure("Length", "tokens", "mean tokens a completion"),
+    "length_ratio": Figure("Length ratio", "ratio", "mean length over the initial policy's"),
+    "truncated": Figure("Truncated", "share", "completions cut off at the token limit"),
+    "prompts": Figure("Held-out prompts", "count", "never trained on"),
+    "samples": Figure("Samples", "count", "drawn for these figures"),
+}  # fmt: skip
+
+TRAINING: Mapping[str, Figure] = {
+    "steps": Figure("Steps", "count", "optimiser steps in the round"),
+    "loss": Figure("Loss", "plain", "weighted sum of the loss terms"),
+    "rewards/margins": Figure("Reward margin", "nats", "implicit reward of chosen minus that of rejected"),
+    "rewards/accuracies": Figure("Reward accuracy", "share", "pairs whose chosen reward is the higher"),
+    "rewards/chosen": Figure("Reward, chosen", "nats", "implicit reward of the chosen completions"),
+    "rewards/rejected": Figure("Reward, rejected", "nats", "implicit reward of the rejected completions"),
+    "logps/chosen": Figure("Log-probability, chosen", "nats", "of a whole completion under the policy"),
+    "logps/rejected": Figure("Log-probability, rejected", "nats", "of a whole completion under the policy"),
+    "nll": Figure("NLL", "nats", "negative log-likelihood of the chosen completions, a token"),
+    "kl": Figure("KL to reference", "nats", "estimated on the training pairs"),
+    "grad_norm": Figure("Gradient norm", "plain", "before clipping"),
+    "learning_rate": Figure("Learning rate", "plain", "at the last step"),
+    "pairs_per_second": Figure("Pairs a second", "plain", "training speed"),
+}  # fmt: skip
+
+DATA: Mapping[str, Figure] = {
+    "groups": Figure("Groups", "count", "prompts with their candidates, judged"),
+    "pairs": Figure("Pairs kept", "count", "preference pairs trained on"),
+    "margin/mean": Figure("Margin, mean", "score", "score of chosen minus score of rejected, kept pairs"),
+    "margin/median": Figure("Margin, median", "score"),
+    "margin/std": Figure("Margin, deviation", "score", "standard deviation"),
+    "scores/mean": Figure("Score, mean", "score", "all the round's candidates"),
+    "scores/std": Figure("Score, deviation", "score", "standard deviation"),
+    "scores/abstained": Figure("Abstained", "share", "candidates the judge gave no score"),
+}
+
+DROP_REASONS: Mapping[str, str] = {
+    "abstained": "fewer than two candidates have a score",
+    "identical": "chosen and rejected would be the same completion",
+    "tie": "all candidates scored the same",
+    "truncated": "what scored above the worst had stopped at the token limit",
+    "empty": "what scored above the worst was empty",
+    "margin": "the two scores differ by less than the margin asked for",
+    "floor": "the chosen score is below the lowest one allowed",
+}
+
+
+def write(value: Any, unit: Unit = "plain") -> str:
+    """``value`` as a reader wants it in that unit; a dash where there is none.
+
+    Shares become per cent, gains carry their sign, and every number of one unit gets the same number of decimals
+    where that is possible, so that columns line up.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return _digits(value, unit).replace("-", "−")
+
+
+def _digits(value: float, unit: Unit) -> str:
+    match unit:
+        case "share":
+            return f"{100 * value:.1f}%"
+        case "nats" | "ratio" if value == 0 or abs(value) >= 0.005:
+            return f"{value:.2f}"
+        case "tokens" | "seconds":
+            return f"{value:,.1f}"
+        case "delta":
+            return f"{value:+.3f}" if abs(value) < 100 else f"{value:+,.1f}"
+    if unit == "count" or isinstance(value, int):
+        return f"{value:,.0f}"
+    if value != 0 and abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def interval(values: Mapping[str, Any], name: str, unit: Unit) -> str:
+    """The 95% interval of ``name`` as ``[low, high]``, empty where the run has none."""
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    if low is None or high is None:
+        return ""
+    return f"[{write(low, unit)}, {write(high, unit)}]"
+
+
+def duration(seconds: float) -> str:
+    """``3.1 s``, ``2 min 05 s``, ``3 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
