@@ -61,6 +61,13 @@ def naive_logprobs(policy: Policy, sequences: list[list[int]]) -> list[list[floa
     return _naive(LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32), sequences)
 
 
+def naive_next(policy: Policy, ids: tuple[int, ...]) -> torch.Tensor:
+    """Probabilities of the token after ``ids``: float32 [vocabulary]."""
+    with torch.no_grad():
+        model = LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32)
+        return model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+
+
 def _naive(model: LlamaForCausalLM, sequences: list[list[int]]) -> list[list[float]]:
     rows = []
     with torch.no_grad():
