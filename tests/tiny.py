@@ -58,7 +58,13 @@ def token_ids(text: str, alphabet: str = ALPHABET) -> tuple[int, ...]:
 
 def naive_logprobs(policy: Policy, sequences: list[list[int]]) -> list[list[float]]:
     """Nats a token by one float32 forward pass a sequence: the plainest computation there is."""
-    return _naive(LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32), sequences)
+    model = LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32)
+    rows = []
+    with torch.no_grad():
+        for ids in sequences:
+            logprobs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            rows.append(logprobs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist())
+    return rows
 
 
 def naive_next(policy: Policy, ids: tuple[int, ...]) -> torch.Tensor:
@@ -66,15 +72,6 @@ def naive_next(policy: Policy, ids: tuple[int, ...]) -> torch.Tensor:
     with torch.no_grad():
         model = LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32)
         return model(torch.tensor([ids])).logits[0, -1].softmax(-1)
-
-
-def _naive(model: LlamaForCausalLM, sequences: list[list[int]]) -> list[list[float]]:
-    rows = []
-    with torch.no_grad():
-        for ids in sequences:
-            logprobs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-            rows.append(logprobs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist())
-    return rows
 
 
 def _save(config: LlamaConfig, tokenizer: PreTrainedTokenizerFast, path: Path, seed: int, dtype: torch.dtype) -> Policy:
@@ -87,8 +84,9 @@ def _save(config: LlamaConfig, tokenizer: PreTrainedTokenizerFast, path: Path, s
     draws = torch.Generator().manual_seed(0)
     ids = torch.randint(len(SPECIAL), config.vocab_size, (4, 24), generator=draws).tolist()
     sequences = [[BOS, *row] for row in ids]
-    write_probe(path, Probe(sequences, _naive(model.float(), sequences), str(dtype).removeprefix("torch.")))
-    return read_policy(path)
+    policy = read_policy(path)
+    write_probe(path, Probe(sequences, naive_logprobs(policy, sequences), str(dtype).removeprefix("torch.")))
+    return policy
 
 
 def _tokenizer(alphabet: str) -> PreTrainedTokenizerFast:

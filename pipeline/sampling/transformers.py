@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import SamplingError
@@ -42,6 +43,7 @@ class TransformersEngine:
     """
 
     def __init__(self, config: SamplingConfig, tick: Callable[[], None] = nothing) -> None:
+        disable_progress_bar()  # what the log ends with should be the cause of an end
         self._config = config
         self._tick = tick
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

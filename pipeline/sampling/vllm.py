@@ -157,7 +157,11 @@ class VllmEngine:
         if self._served is None:
             raise SamplingError("no policy is being served: load one first")
         if self._asleep:
-            self._sync(self._served)
+            try:
+                self._sync(self._served)
+            except StaleEngine as error:
+                self._llm = self._served = None
+                raise WeightSyncError(f"vLLM did not wake up: {error.__cause__!r}; load the policy again") from error
         return self._served
 
     def _sync(self, served: Served) -> None:
@@ -167,9 +171,7 @@ class VllmEngine:
                 self._replace_weights(served)
                 served.prove(self._score(served.probe.sequences))
                 return
-            except WeightSyncError as error:
-                reason: Exception = error
-            except Exception as error:  # vLLM raises anything here, and a second reload mends most of it
+            except Exception as error:  # a failed proof, or anything at all that vLLM raises on a reload
                 reason = error
         raise StaleEngine from reason
 

@@ -59,7 +59,8 @@ class Worker:
         """Pass an error on; one that is not ours leaves its traceback in the log."""
         if not isinstance(error, RatchetError):
             traceback.print_exc()
-            error = SamplingError(f"the engine failed: {type(error).__name__}: {error}")
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            error = SamplingError(f"the engine failed: {type(error).__name__}: {reason}")
         self._send(messages.Failed(error))
 
     def tick(self) -> None:
