@@ -69,17 +69,14 @@ def _opening(sentence: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- judge
-def score(prompt: str, completions: list[str], path: str, half: int) -> list[float | None]:
-    """How positive each completion's words are: their mean log-odds. A completion without a word abstains.
+def score(prompt: str, completions: list[str], path: str, half: int) -> list[float]:
+    """How positive each completion's words are: their mean log-odds, so that length is not the reward.
 
-    The mean, so that length is not the reward.
+    A judge may also return None for a completion it cannot judge; this one knows no such case.
     """
     odds = log_odds(path, half)
-    return [_mean_odds(words(completion), odds) for completion in completions]
-
-
-def _mean_odds(found: list[str], odds: dict[str, float]) -> float | None:
-    return sum(odds.get(word, 0.0) for word in found) / max(len(found), SHORTEST) if found else None
+    found = [words(completion) for completion in completions]
+    return [sum(odds.get(word, 0.0) for word in these) / max(len(these), SHORTEST) for these in found]
 
 
 @cache

@@ -81,7 +81,7 @@ def test_held_out_sentences_are_not_in_the_corpus_and_open_the_prompts(corpora: 
 def test_the_judge_tells_unseen_positive_sentences_from_negative_ones(corpora: str, half: int) -> None:
     sentences = reviews._sentences(corpora)[0]
     scores = reviews.score("", [sentence for sentence, _ in sentences], corpora, half)
-    right = [(score > 0) == positive for score, (_, positive) in zip(scores, sentences, strict=True) if score]
+    right = [(score > 0) == positive for score, (_, positive) in zip(scores, sentences, strict=True)]
     assert len(right) == 512
     assert sum(right) / len(right) > 0.7
 
@@ -95,11 +95,12 @@ def test_the_two_judges_learnt_from_different_sentences(corpora: str) -> None:
 
 
 def test_length_is_not_the_reward(corpora: str) -> None:
-    once, thrice, short, none = reviews.score("", ["a warm film " * 4, "a warm film " * 12, "warm", " . "], corpora, 0)
+    once, thrice, short, nothing = reviews.score(
+        "", ["a warm film " * 4, "a warm film " * 12, "warm", " . "], corpora, 0
+    )
     assert once == pytest.approx(thrice)
-    assert short is not None
     assert 0 < short < reviews.log_odds(corpora, 0)["warm"] / 2  # one happy word is no perfect review
-    assert none is None
+    assert nothing == 0.0
 
 
 def test_the_recipe_s_judge_scores_candidates(corpora: str) -> None:
@@ -107,14 +108,13 @@ def test_the_recipe_s_judge_scores_candidates(corpora: str) -> None:
     assert isinstance(config.judge, CallableJudge)
     assert isinstance(config.policy, ScratchPolicy)
     assert isinstance(config.prompts.source, CallablePrompts)
-    texts = [" is a moving and wonderful film .", " is a dull , badly written mess .", ""]
+    texts = [" is a moving and wonderful film .", " is a dull , badly written mess ."]
     candidates = tuple(Candidate(i, (5,), text, "stop", seed=i) for i, text in enumerate(texts))
     (judgment,) = make_judge(config.judge, "words").judge([Group(Prompt("p", "this one", (1,)), candidates)])
-    good, bad, empty = judgment.scores
+    good, bad = judgment.scores
     assert good is not None
     assert bad is not None
     assert good > 0 > bad
-    assert empty is None
 
 
 def test_a_folder_without_the_sentences_is_one_clear_error(tmp_path: Path) -> None:
