@@ -52,8 +52,7 @@ def _sentences(path: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]
         file = Path(path) / name
         if not file.is_file():
             raise DataError(f"vars.corpus: {path!r} holds no {name}; give the folder of the two rt-polarity files")
-        lines = file.read_text(encoding="latin-1").split("\n")
-        labelled |= {" ".join(line.split()): positive for line in lines if line.strip()}
+        labelled |= {" ".join(line.split()): positive for line in _text(file).split("\n") if line.strip()}
     held_out: dict[str, str] = {}
     order = sorted(labelled, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
     for sentence in order:
@@ -62,6 +61,15 @@ def _sentences(path: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]
     chosen = set(held_out.values())
     others = [(sentence, labelled[sentence]) for sentence in order if sentence not in chosen]
     return [(sentence, labelled[sentence]) for sentence in held_out.values()], others
+
+
+def _text(file: Path) -> str:
+    """Published in Latin-1, and also found converted to UTF-8."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _opening(sentence: str) -> str:
@@ -99,4 +107,4 @@ def log_odds(path: str, half: int) -> dict[str, float]:
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
+    return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())

@@ -117,6 +117,14 @@ def test_the_recipe_s_judge_scores_candidates(corpora: str) -> None:
     assert good > 0 > bad
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_either_encoding_of_the_sentences_reads_the_same(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / reviews.POSITIVE).write_text("un cliché très doux\n", encoding=encoding)
+    (tmp_path / reviews.NEGATIVE).write_text("a naïve mess\n", encoding=encoding)
+    assert sorted(reviews.corpus(str(tmp_path))) == ["a naïve mess", "un cliché très doux"]
+    assert reviews.words("Un cliché : isn't it ?") == ["un", "cliché", "isn't", "it"]
+
+
 def test_a_folder_without_the_sentences_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"{str(tmp_path)!r} holds no rt-polarity.pos")):
         reviews.corpus(str(tmp_path))
