@@ -323,6 +323,20 @@ class GateConfig(Strict):
     """``stop`` ends the run with the best policy; ``rollback`` goes on from it with fresh samples."""
 
 
+class LimitsConfig(Strict):
+    """What a run may take of its machine, and how long and how often a stage may try."""
+
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the trainer and of the engine. None lets torch take every core; small models are faster with 1."""
+
+    retries: int = Field(1, ge=0)
+    """Further tries of a stage whose engine or judge failed; finished shards are kept."""
+    retry_delay: float = Field(2.0, ge=0)
+    """Seconds."""
+    stage_timeout: float = Field(86_400.0, gt=0)
+    """Seconds a stage may take."""
+
+
 class RunConfig(Strict):
     """A whole run."""
 
@@ -338,6 +352,7 @@ class RunConfig(Strict):
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
     def _gate_reads_what_is_measured(self) -> Self:

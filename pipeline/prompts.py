@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.calls import resolve
-from pipeline.config import CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
+from pipeline.config import Call, CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.store import digest
 from pipeline.types import Message, Prompt
@@ -89,6 +89,24 @@ def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> Prompt
     held_out, rounds = _split(fitting, prompts, config.held_out, seed, dropped)
     assert len(rounds) + len(held_out) + dropped.total() == read, "a row went missing"
     return PromptSet(rounds, held_out, read, dict(+dropped), tuple(bad[:BAD_ROWS_NAMED]))
+
+
+def render_texts(texts: Sequence[str], config: PromptsConfig, tokenizer: Any) -> list[Prompt]:
+    """Texts from elsewhere than the source, a probe's for one, rendered as the run's prompts are; ids from the texts.
+
+    Raises:
+        DataError: a text cannot be a prompt.
+    """
+    plain = config.model_copy(update={"source": CallablePrompts(type="callable", call=Call(function="texts:given"))})
+    try:
+        rows = [_parse({"prompt": text}, number, plain, tokenizer.bos_token) for number, text in enumerate(texts, 1)]
+        encoded = _encode([_render(row, tokenizer) for row in rows], config.template, tokenizer)
+    except _Unusable as reason:
+        raise DataError(f"one of {list(texts)} {reason}") from None
+    return [
+        Prompt(f"{row.content[:16]}-{row.number}", row.text, ids, row.messages)
+        for row, ids in zip(rows, encoded, strict=True)
+    ]
 
 
 def round_slice(prompts: Sequence[Prompt], round: int, per_round: int, seed: int) -> list[Prompt]:

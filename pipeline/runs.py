@@ -54,22 +54,20 @@ class Run:
         with locked(self.directory / ".lock", busy=busy):
             yield
 
-    def begin(self, config: RunConfig) -> None:
-        """Write the config down, or check that the run is taken up again with the same one.
+    def check(self, config: RunConfig) -> None:
+        """Raises ConfigError where the run began with other settings."""
+        began = _read(self.directory / "config.json")
+        changed = sorted(_differences(began, config.model_dump(mode="json"))) if began else []
+        if changed:
+            raise ConfigError(
+                f"run {self.name!r} began with other settings ({'; '.join(changed[:3])}); give --name for a new run"
+                " (it shares every artifact that stays the same), or the settings it began with"
+            )
 
-        Raises:
-            ConfigError: a setting differs from those the run began with.
-        """
-        wanted = config.model_dump(mode="json")
-        file = self.directory / "config.json"
-        if file.exists():
-            changed = sorted(_differences(json.loads(file.read_text()), wanted))
-            if changed:
-                raise ConfigError(
-                    f"run {self.name!r} began with other settings ({'; '.join(changed[:3])}); give --name for a new"
-                    " run (it shares every artifact that stays the same), or the settings it began with"
-                )
-        write_json(file, wanted)
+    def begin(self, config: RunConfig) -> None:
+        """Write the config down, or check that the run is taken up again with the same one."""
+        self.check(config)
+        write_json(self.directory / "config.json", config.model_dump(mode="json"))
         (self.directory / "outcome.json").unlink(missing_ok=True)
 
     def config(self) -> RunConfig:
@@ -88,6 +86,12 @@ class Run:
         }  # fmt: skip
         write_json(self.directory / "outcome.json", outcome)
 
+    def save_failure(self, error: Exception) -> None:
+        """Say why the run ended, so that status does not call it interrupted."""
+        reason = f"{type(error).__name__}: {error}; the same command tries again from here"
+        outcome = {"state": "failed", "reason": reason, "best_round": _best(self._rounds()), "policy": None}
+        write_json(self.directory / "outcome.json", outcome)
+
     def forget_rounds_from(self, first: int) -> None:
         """Remove round files of an earlier session that went further: this session will write them again."""
         for file in self.directory.glob("round-*.json"):
@@ -104,7 +108,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """All there is to say of the run, JSON-serialisable: the report's and ``ratchet status --json``'s input."""
         config = _read(self.directory / "config.json") or {}
-        rounds = [_read(file) for file in sorted(self.directory.glob("round-*.json"))]
+        rounds = self._rounds()
         initial = _read(self.directory / "initial.json")
         outcome = _read(self.directory / "outcome.json")
         if outcome is None:
@@ -116,6 +120,9 @@ class Run:
             **outcome, "workspace": str(self.workspace), "directory": str(self.directory),
             "rounds_planned": config.get("rounds"), "config": config, "initial": initial, "rounds": rounds,
         }  # fmt: skip
+
+    def _rounds(self) -> list[Any]:
+        return [_read(file) for file in sorted(self.directory.glob("round-*.json"))]
 
     def _is_held(self) -> bool:
         try:

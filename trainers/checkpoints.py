@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import DataError
 from pipeline.policy import Probe, read_policy, write_probe
 from pipeline.types import Policy
 from trainers.logprobs import token_logprobs
+
+disable_progress_bar()  # "Loading weights" once a policy, in the middle of our own bars
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and nobody minds.",

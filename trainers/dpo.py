@@ -6,6 +6,7 @@ So a run that is killed and goes on from its last state ends with the same weigh
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.config import LossConfig, TrainerConfig
 from pipeline.errors import NonFiniteError, StepZeroError, TrainingError
 from pipeline.protocols import Progress, silent
+from pipeline.types import Policy, PreferencePair
 from trainers import losses
-from trainers.checkpoints import load_training_state, save_training_state
-from trainers.encoding import Row, pad, split_by_budget
+from trainers.checkpoints import load_model, load_tokenizer, load_training_state, save_policy, save_training_state
+from trainers.encoding import Row, pad, pair_rows, special_ids, split_by_budget
 from trainers.logprobs import autocast, completion_logprobs
 
 METRICS = "metrics.jsonl"
+STATE = "state"
 STEP_ZERO_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
 
@@ -38,6 +41,38 @@ class TrainingPair:
 
     def __len__(self) -> int:
         return 2 * max(len(self.chosen), len(self.rejected))
+
+
+def train_policy(
+    policy: Policy,
+    pairs: Sequence[PreferencePair],
+    reference_logps: Sequence[tuple[float, float]],
+    config: TrainerConfig,
+    directory: Path,
+    *,
+    learning_rate: float,
+    seed: int,
+    starts_at_reference: bool,
+    progress: Progress = silent,
+) -> tuple[Policy, dict[str, float]]:
+    """Train ``policy`` on ``pairs``, and save the next one under ``directory/policy`` in the same precision.
+
+    ``reference_logps`` holds log π_ref of chosen and rejected, a tuple a pair. Called again after a kill, goes on
+    from the last state. Raises what :func:`train` raises, and DataError for a pair whose ids no policy can have seen.
+    """
+    model, tokenizer = load_model(policy.path), load_tokenizer(policy.path)
+    specials = special_ids(tokenizer, model)
+    encoded = [
+        TrainingPair(*pair_rows(pair, *specials), *logps) for pair, logps in zip(pairs, reference_logps, strict=True)
+    ]
+    metrics = train(
+        model, encoded, config, directory, learning_rate=learning_rate, seed=seed,
+        starts_at_reference=starts_at_reference, progress=progress,
+    )  # fmt: skip
+    saved_in = AutoConfig.from_pretrained(policy.path).dtype or torch.float32
+    trained = save_policy(model, tokenizer, directory / "policy", saved_in)
+    shutil.rmtree(directory / STATE, ignore_errors=True)
+    return trained, metrics
 
 
 def train(
@@ -93,13 +128,13 @@ class Loop:
 
     def remaining(self) -> Iterator[int]:
         """The steps still to do, after restoring what an interrupted session left; saves the state on the way."""
-        restored = load_training_state(self.directory, self.model, self.optimizer)
+        restored = load_training_state(self.directory / STATE, self.model, self.optimizer)
         first, self.last = (restored[0], restored[1]) if restored else (0, {})
         self._cut_metrics(first)
         for step in range(first, self.steps):
             yield step
             if (step + 1) % self.config.checkpoint_steps == 0:
-                save_training_state(self.directory, step + 1, self.model, self.optimizer, self.last)
+                save_training_state(self.directory / STATE, step + 1, self.model, self.optimizer, self.last)
 
     def step(self, step: int, check_reference: bool) -> dict[str, float]:
         """One optimiser update on the step's batch of pairs."""

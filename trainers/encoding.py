@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import DataError
 from pipeline.types import PreferencePair
@@ -34,6 +35,15 @@ class Batch:
     """True at the completion's tokens: the positions whose log-probability counts."""
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int | None, frozenset[int]]:
+    """The BOS id, if there is one, and every id that ends a completion."""
+    generation = getattr(model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    bos = tokenizer.bos_token_id
+    return bos if isinstance(bos, int) else None, frozenset(token for token in found if isinstance(token, int))
+
+
 def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int]) -> tuple[Row, Row]:
     """The chosen and the rejected row of a pair, from the very ids that were sampled.
 
@@ -43,7 +53,9 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int]) -> tup
     """
     prompt = pair.prompt.token_ids
     if not prompt or (bos is not None and bos not in eos and bos in prompt[1:]):
-        raise DataError(f"pair {pair.id}: prompt {prompt[:8]}… must be non-empty with BOS {bos} only as its first token")
+        raise DataError(
+            f"pair {pair.id}: prompt {prompt[:8]}… must be non-empty with BOS {bos} only as its first token"
+        )
     for name, candidate in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         ids = candidate.token_ids
         if not ids or any(token in eos for token in ids[:-1]):

@@ -27,7 +27,9 @@ def completion_logprobs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def sequence_logprobs(model: PreTrainedModel, rows: Sequence[Row], token_budget: int, dtype: torch.dtype) -> list[float]:
+def sequence_logprobs(
+    model: PreTrainedModel, rows: Sequence[Row], token_budget: int, dtype: torch.dtype
+) -> list[float]:
     """Summed log-probability (nats) of each row's completion given its prompt. No gradient; equal rows run once."""
     unique = list(dict.fromkeys(rows))
     sums: dict[Row, float] = {}
@@ -44,7 +46,8 @@ def token_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
     """Log-probability (nats) of each of ``ids`` given those before it; one shorter than ``ids``."""
     tokens = torch.tensor([list(ids)], device=model.device)
     logps = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    return logps.gather(-1, tokens[0, 1:, None]).squeeze(-1).tolist()
+    picked: list[float] = logps.gather(-1, tokens[0, 1:, None]).squeeze(-1).tolist()
+    return picked
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -1,0 +1,139 @@
+"""The command ``ratchet``. Nothing heavy is imported until a command needs it, so help and errors come at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pipeline.errors import RatchetError
+from pipeline.recipe import check_calls, load_recipe
+from pipeline.runs import Run
+
+RECIPES = Path(__file__).parent / "recipes"
+
+app = typer.Typer(
+    help="Iterative DPO that only moves forward: sample, judge, pair, train, evaluate, gate, in rounds.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Workspace = Annotated[
+    Path, typer.Option(envvar="RATCHET_WORKSPACE", help="Folder that holds all runs and everything they make.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Name = Annotated[str | None, typer.Argument(help="A run's name; the newest run where none is given.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ratchet run food`: the demo\n\n"
+    "`ratchet run food --name beta-1 --set trainer.beta=1.0 --set rounds=2`\n\n"
+    "`ratchet run chat-rm --set policy.path=org/model --workspace /data/ratchet`\n\n"
+    "`ratchet run my-recipe.toml --json > status.json`"
+)
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `ratchet recipes`) or a path to a .toml file.")],
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: the recipe's.")] = None,
+    workspace: Workspace = Path("workspace"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
+    config = load_recipe(recipe, RECIPES, settings or [])
+    check_calls(config)
+    made = Run(workspace, name or Path(recipe).stem)
+    made.check(config)
+
+    from flows.environment import INTERRUPTED
+    from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
+
+    try:
+        status = online_dpo(config, made.name, str(workspace), quiet)
+    except KeyboardInterrupt:
+        typer.echo(INTERRUPTED, err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(status)
+    elif not quiet:
+        _say_what_next(made, status)
+
+
+@app.command(epilog="Examples:\n\n`ratchet status`\n\n`ratchet status food --json | jq .rounds[-1].evaluation`")
+def status(name: Name = None, workspace: Workspace = Path("workspace"), as_json: Json = False) -> None:
+    """What a run has done so far: rounds, pairs, win rates, the gate's decisions."""
+    found = Run.existing(workspace, name).status()
+    if as_json:
+        _print_json(found)
+        return
+    from flows.console import Console
+
+    Console(to_stdout=True).run_table(found)
+
+
+@app.command(epilog="Example:\n\n`ratchet report food`")
+def report(name: Name = None, workspace: Workspace = Path("workspace")) -> None:
+    """Write the run's report page anew and print its path."""
+    from pipeline.report import write_report
+
+    found = Run.existing(workspace, name)
+    typer.echo(write_report(found.status(), found.store, found.directory / "report.html"))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with Ratchet."""
+    for file in sorted(RECIPES.glob("*.toml")):
+        comment = file.read_text().splitlines()[0].removeprefix("#").strip()
+        typer.echo(f"{file.stem:<10} {comment}")
+
+
+@app.command()
+def doctor(workspace: Workspace = Path("workspace"), as_json: Json = False) -> None:
+    """Say what this machine has, what is wrong, and how to mend it. Exits with 1 where something is wrong."""
+    from dataclasses import asdict
+
+    from flows.console import Console
+    from flows.doctor import examine
+
+    findings = examine(workspace)
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        Console(to_stdout=True).findings_table(findings)
+    raise typer.Exit(any(finding.status == "wrong" for finding in findings))
+
+
+def main() -> NoReturn:
+    """Entry point: a user's mistake is one line and an exit code; only bugs have tracebacks."""
+    try:
+        app(standalone_mode=True)
+    except RatchetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _say_what_next(made: Run, status: dict[str, Any]) -> None:
+    from flows.console import Console
+
+    console = Console()
+    console.say(f"\n[bold]{status['state']}[/]: {status['reason']}")
+    console.say(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})")
+    console.say(f"  report   {made.directory / 'report.html'}")
+    at = f" --workspace {made.workspace}" if made.workspace.name != "workspace" else ""
+    console.say(f"  next     ratchet status {made.name}{at}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

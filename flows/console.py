@@ -1,0 +1,133 @@
+"""What a run shows in the terminal: a live bar a stage, a table a round, and at the end where to look next."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from flows.doctor import Finding
+from pipeline.protocols import Progress
+
+
+class Console:
+    """Writes to stderr while work goes on, so that stdout holds a command's result and nothing else."""
+
+    def __init__(self, quiet: bool = False, to_stdout: bool = False) -> None:
+        self.terminal = Terminal(stderr=not to_stdout, quiet=quiet, highlight=False)
+        self._outer: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.terminal.print(text)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Progress]:
+        """A bar while the stage works, then one line with its last note and its seconds.
+
+        A stage within a stage shows in the outer one's bar and leaves no line of its own.
+        """
+        if self._outer is not None:
+            self._outer(0, 0, name)
+            yield partial(self._within, self._outer, name)
+            return
+        started = time.monotonic()
+        bars = Bars(
+            SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(32), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=self.terminal, transient=True,
+            disable=not self.terminal.is_terminal,  # a log file gets a line a stage, and no redrawn bars
+        )  # fmt: skip
+        task = bars.add_task(name, total=total, note="")
+        shown: dict[str, Any] = {"total": total, "note": ""}
+
+        def progress(done: int, total: int, note: str) -> None:
+            shown.update(total=total, note=note)
+            bars.update(task, completed=done, total=total, note=note)
+
+        self._outer = progress
+        try:
+            with bars:
+                yield progress
+        finally:
+            self._outer = None
+        count = f"{shown['total']:,}" if shown["total"] else ""
+        seconds = time.monotonic() - started
+        self.say(f"  [green]✓[/] {name:<12} {seconds:6.1f} s {count:>8}  {shown['note']}".rstrip())
+
+    @staticmethod
+    def _within(outer: Progress, name: str, done: int, total: int, note: str) -> None:
+        outer(done, total, f"{name} {note}".rstrip())
+
+    def round_starts(self, round: int, planned: int) -> None:
+        self.say(f"\n[bold]round {round}[/] of {planned}")
+
+    def round_table(self, state: Mapping[str, Any]) -> None:
+        """One finished round, as in ``round-NNN.json``."""
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for name, value in round_rows(state):
+            table.add_row(f"[dim]{name}[/]", value)
+        self.terminal.print(table)
+
+    def run_table(self, status: Mapping[str, Any]) -> None:
+        """A run at a glance: a line a round."""
+        self.say(f"[bold]{status['name']}[/]  {status['state']}: {escape(status['reason'])}")
+        table = Table(box=SIMPLE)
+        for column in ("round", "pairs", "win rate", "vs initial", "KL", "probes", "gate", "seconds"):
+            table.add_column(column)
+        for entry in status["rounds"]:
+            figures = entry["evaluation"]
+            probes = "\n".join(f"{name} {value:.3f}" for name, value in figures["probes"].items())
+            table.add_row(
+                str(entry["round"]), f"{entry['pairs']}/{entry['groups']}", interval(figures, "win_rate"),
+                interval(figures, "win_rate_vs_initial"), f"{figures['kl']:.2f}", probes, entry["gate"]["decision"],
+                f"{sum(entry['seconds'].values()):.0f}",
+            )  # fmt: skip
+        self.terminal.print(table)
+        self.say(f"report: {status['directory']}/report.html")
+
+    def findings_table(self, findings: Sequence[Finding]) -> None:
+        """What the doctor found: a line a finding, and under each that is not well how to mend it."""
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "wrong": "[red]✗[/]"}
+        for finding in findings:
+            self.say(f"{marks[finding.status]} {finding.name:<18} {escape(finding.value)}")
+            if finding.mend:
+                self.say(f"  {'':<18} [dim]→ {escape(finding.mend)}[/]")
+
+
+def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str, str]]:
+    """What one reads first of a round: name and text of each figure, with rich's ``markup`` or without."""
+    figures, gate = state["evaluation"], state["gate"]
+    dropped = ", ".join(f"{count} {reason}" for reason, count in state["dropped"].items() if count) or "none"
+    colour = "green" if gate["decision"] == "promote" else "yellow"
+    decision = f"[{colour}]{gate['decision']}[/]" if markup else gate["decision"]
+    seconds = " · ".join(f"{stage} {value:.1f}" for stage, value in state["seconds"].items())
+    return [
+        ("pairs", f"{state['pairs']} kept of {state['groups']} groups; dropped: {dropped}"),
+        ("margin", f"mean {state['margin']['mean']:.2f}, median {state['margin']['median']:.2f}"),
+        ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
+                     f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
+        ("score", f"{figures['score_mean']:.3f}, change since the initial policy {interval(figures, 'score_delta')}"),
+        ("KL", f"{figures['kl']:.2f} nats to the initial policy; length × {figures['length_ratio']:.2f}"),
+        *probe_rows(figures),
+        ("gate", f"{decision}: {gate['reason']}"),
+        ("seconds", seconds),
+    ]  # fmt: skip
+
+
+def probe_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    probes = figures.get("probes") or {}
+    return [("probes", ", ".join(f"{name} {value:.3f}" for name, value in probes.items()))] if probes else []
+
+
+def interval(figures: Mapping[str, Any], name: str) -> str:
+    """``0.612 (0.580 to 0.644)``; round brackets, because rich reads square ones."""
+    value, low, high = (figures[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "not known: no sample was judged"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})" if low is not None else f"{value:.3f}"

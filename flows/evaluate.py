@@ -1,0 +1,169 @@
+"""The evaluation of a policy on held-out prompts: win rates, scores, KL, lengths and probes.
+
+Samples are drawn at temperature 1 from the plain policy, which the KL estimate needs; with the same seeds every round,
+so that two policies differ by what they learnt rather than by luck. Samples, judgments and log-probabilities are
+artifacts of their own: the opponents' are there already from earlier rounds.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flows.session import Session
+from flows.stages import judge, sample, shards
+from pipeline.config import Probe, ShareProbe
+from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
+from pipeline.prompts import render_texts
+from pipeline.protocols import Decoding
+from pipeline.store import Artifact, Draft, Spec, digest
+from pipeline.tables import read_groups, read_judgments
+from pipeline.types import Group, Policy, Prompt
+
+EVALUATION_ROUND = -1
+"""Stands for the round in evaluation seeds, so that every policy answers with the same draws."""
+LOGPS = pa.schema([("logprob", pa.float64())])
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one policy said to the held-out prompts, and what the held-out judge thought of it."""
+
+    candidates: Artifact
+    groups: list[Group]
+    scores: list[tuple[float | None, ...]]
+    """[prompts][samples]"""
+
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Tokens a sample, [samples]."""
+        return np.array([len(candidate.token_ids) for group in self.groups for candidate in group.candidates], float)
+
+    def truncated(self) -> float:
+        reasons = [candidate.finish_reason for group in self.groups for candidate in group.candidates]
+        return reasons.count("length") / len(reasons)
+
+
+def evaluate(
+    session: Session, policy: Policy, opponent: Policy, initial: Policy, held_out: Sequence[Prompt]
+) -> Artifact:
+    """``policy`` against ``opponent`` (the round's start) and ``initial``; the figures are the artifact's info."""
+    config = session.config.evaluation
+    settings = {
+        **config.model_dump(mode="json"), "judge": _judge_config(session).model_dump(mode="json"),
+        "decoding": _decoding(session).max_tokens, "seed": session.config.seed,
+        "prompts": digest([[prompt.id, prompt.token_ids] for prompt in held_out]),
+    }  # fmt: skip
+    inputs = {"policy": policy.digest, "opponent": opponent.digest, "initial": initial.digest}
+
+    def build(draft: Draft) -> Artifact:
+        already = session.engine_seconds
+        with session.console.stage("evaluate") as progress:
+            new, old, first = (_answers(session, each, held_out) for each in (policy, opponent, initial))
+            probes = {name: _probe(session, probe, policy, initial) for name, probe in config.probes.items()}
+            figures = _figures(session, policy, initial, new, old, first) | {"probes": probes}
+            progress(len(held_out), len(held_out), "")
+        return draft.finish(figures | {"engine_seconds": session.engine_seconds - already})
+
+    return session.store.make(Spec("evaluation", 1, settings, inputs), build)
+
+
+def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Answers:
+    candidates = sample(
+        session, policy, held_out, round=EVALUATION_ROUND, n=session.config.evaluation.n,
+        decoding=_decoding(session), label="answers",
+    )  # fmt: skip
+    judgments = judge(session, candidates, held_out, _judge_config(session), "held-out judge")
+    scores = [judgment.scores for table in judgments.tables() for judgment in read_judgments(table)]
+    return Answers(candidates, _groups(candidates, held_out), scores)
+
+
+def _groups(candidates: Artifact, prompts: Sequence[Prompt]) -> list[Group]:
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return [group for table in candidates.tables() for group in read_groups(table, by_id)]
+
+
+def _figures(
+    session: Session, policy: Policy, initial: Policy, new: Answers, old: Answers, first: Answers
+) -> dict[str, Any]:
+    resamples = session.config.evaluation.bootstrap
+    known = [np.mean(scores) for group in new.scores if (scores := [score for score in group if score is not None])]
+    return {
+        **_interval("win_rate", win_rate(new.scores, old.scores, resamples)),
+        **_interval("win_rate_vs_initial", win_rate(new.scores, first.scores, resamples)),
+        "score_mean": float(np.mean(known)) if known else None,
+        **_interval("score_delta", mean_delta(new.scores, first.scores, resamples)),
+        "kl": _kl(session, new.candidates, new.groups, policy, initial),
+        "length": float(new.lengths().mean()),
+        "length_ratio": float(new.lengths().mean() / first.lengths().mean()),
+        "truncated": new.truncated(),
+        "distinct": len({c.text for g in new.groups for c in g.candidates}) / len(new.lengths()),
+        "prompts": len(new.groups),
+        "samples": len(new.lengths()),
+        "judge": _judge_config(session).type,
+        "judge_labelled": session.config.evaluation.judge in (None, session.config.judge),
+    }
+
+
+def _interval(name: str, estimate: Estimate) -> dict[str, float | None]:
+    figures = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {key: None if np.isnan(value) else value for key, value in figures.items()}
+
+
+def _probe(session: Session, probe: Probe, policy: Policy, initial: Policy) -> float:
+    config = session.config.prompts
+    prompts = render_texts(probe.prompts, config, session.tokenizer(initial))
+    candidates = sample(
+        session, policy, prompts, round=EVALUATION_ROUND, n=probe.samples, decoding=_decoding(session), label="probe"
+    )
+    groups = [
+        group
+        for table in candidates.tables()
+        for group in read_groups(table, {prompt.id: prompt for prompt in prompts})
+    ]
+    if isinstance(probe, ShareProbe):
+        texts = [candidate.text.strip() for group in groups for candidate in group.candidates]
+        return sum(re.fullmatch(probe.pattern, text) is not None for text in texts) / len(texts)
+    return _kl(session, candidates, groups, policy, initial)
+
+
+def _kl(session: Session, candidates: Artifact, groups: Sequence[Group], policy: Policy, initial: Policy) -> float:
+    """KL(policy ‖ initial) on the policy's own samples, nats a completion."""
+    own, others = (_logprobs(session, candidates, groups, each) for each in (policy, initial))
+    return kl_estimate(own, others).value
+
+
+def _logprobs(session: Session, candidates: Artifact, groups: Sequence[Group], policy: Policy) -> list[float]:
+    """log π(completion | prompt) of every candidate under ``policy``, by the trainer's model in float32."""
+    trainer = session.config.trainer
+    spec = Spec(
+        "logprobs", 1, {"token_budget": trainer.token_budget}, {"candidates": candidates.key, "policy": policy.digest}
+    )
+
+    def build(draft: Draft) -> Artifact:
+        from trainers.encoding import Row
+        from trainers.reference import Reference
+
+        session.free_device("evaluate")
+        with session.console.stage("KL", len(groups)) as progress:
+            model = Reference(policy, "float32", trainer.token_budget)
+            for number, shard in enumerate(shards(groups)):
+                if not draft.has_shard(number):
+                    rows = [Row(g.prompt.token_ids, c.token_ids) for g in shard for c in g.candidates]
+                    table = pa.Table.from_pydict({"logprob": model.logps(rows)}, LOGPS)
+                    draft.commit_shard(number, table)
+                progress(len(groups), len(groups), "")
+        return draft.finish(rows_in=sum(len(group.candidates) for group in groups))
+
+    found: list[float] = session.store.make(spec, build).table().column("logprob").to_pylist()
+    return found
+
+
+def _judge_config(session: Session) -> Any:
+    return session.config.evaluation.judge or session.config.judge
+
+
+def _decoding(session: Session) -> Decoding:
+    return Decoding(max_tokens=session.config.sampling.max_tokens, temperature=1.0, logprobs=False)

@@ -1,0 +1,29 @@
+"""The gate: a policy is promoted only on evidence. Pure: an evaluation in, a decision out."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import GATE_CONDITION, GateConfig
+from pipeline.types import GateCheck, GateDecision
+
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
+    """Promote where every condition holds; else ``config.on_failure``. A figure that is NaN fails its condition."""
+    checks = tuple(_check(condition, evaluation) for condition in config.require)
+    failed = [check for check in checks if not check.passed]
+    if not failed:
+        return GateDecision("promote", "every condition of the gate holds", checks)
+    said = "; ".join(f"{check.condition} does not hold ({check.value:.4g})" for check in failed)
+    return GateDecision(config.on_failure, said, checks)
+
+
+def _check(condition: str, evaluation: Mapping[str, Any]) -> GateCheck:
+    match = GATE_CONDITION.fullmatch(condition)
+    assert match is not None, "validated with the config"
+    metric = match["metric"]
+    probe = metric.removeprefix("probes.")
+    value = float(evaluation["probes"][probe] if metric != probe else evaluation[metric])
+    return GateCheck(condition, value, bool(OPERATORS[match["operator"]](value, float(match["limit"]))))

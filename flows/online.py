@@ -1,0 +1,177 @@
+"""Online DPO as Prefect flows: a subflow a round, a task a stage. Read this first.
+
+    initial policy, prompts, initial evaluation
+    then each round:  sample → judge → pair → reference → train → evaluate → gate
+
+Prefect gives retries, timeouts, schedules and pages to look at. It does not give durability: the store does, so a
+task is a thin wrapper round a stage of ``flows.stages``, and a flow that was killed simply runs again.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple, Unpack
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows import environment, stages
+from flows.console import Console, round_rows
+from flows.evaluate import evaluate
+from flows.gate import decide
+from flows.session import Session
+from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
+from flows.summary import figures, stage_seconds, summarise
+from pipeline.config import RunConfig
+from pipeline.errors import JudgeError, SamplingError
+from pipeline.prompts import round_slice
+from pipeline.report import write_report
+from pipeline.runs import Run
+from pipeline.store import Artifact
+from pipeline.types import Policy, RoundState
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the rounds stand: all that one hands to the next."""
+
+    initial: Policy
+    policy: Policy
+    """The last one promoted. A round starts from it, and only a promotion replaces it."""
+    best_round: int
+    prompts: Artifact
+
+
+@flow(name="online-dpo")
+def online_dpo(config: RunConfig, name: str, workspace: str = "workspace", quiet: bool = False) -> dict[str, Any]:
+    """Run, or go on with, the rounds of the run ``name``; its status at the end, as ``ratchet status --json`` has it.
+
+    Raises:
+        BusyError: another process is running the same name in the same workspace.
+        ConfigError: the run began with other settings.
+    """
+    environment.use_threads(config.limits.threads)
+    run = Run(Path(workspace), name)
+    session = Session(config, run, Console(quiet))
+    with run.held():
+        run.begin(config)
+        try:
+            standing = begin(session)
+            outcome, reason = "complete", f"all {config.rounds} rounds are done"
+            for number in range(config.rounds):
+                session.console.round_starts(number, config.rounds)
+                state, standing = dpo_round(session, number, standing)
+                if state.gate.decision == "stop":
+                    outcome, reason = "stopped", f"the gate stopped round {number}: {state.gate.reason}"
+                    break
+            run.save_outcome(outcome, reason, standing.best_round, standing.policy)
+            run.link("policy", standing.policy.path)
+            write_report(run.status(), run.store, run.directory / "report.html")
+        except Exception as error:
+            run.save_failure(error)
+            raise
+        finally:
+            session.close()
+    return run.status()
+
+
+def begin(session: Session) -> Standing:
+    """The initial policy, the prompts, and an evaluation to compare every round with."""
+    policy, policy_artifact = _stage(session, "initial policy", initial_policy)
+    prompt_artifact = _stage(session, "prompts", prompts, policy_artifact)
+    held_out = read_held_out(prompt_artifact)
+    evaluation = _stage(session, "evaluate", evaluate, policy, policy, policy, held_out)
+    made = {"policy": policy_artifact, "prompts": prompt_artifact, "evaluation": evaluation}
+    session.run.save_initial(
+        {
+            "round": -1, "policy_out": policy.digest, "evaluation": figures(evaluation),
+            "seconds": stage_seconds(made), "artifacts": {stage: artifact.key for stage, artifact in made.items()},
+        }
+    )  # fmt: skip
+    session.run.forget_rounds_from(0)
+    session.run.link("initial-policy", policy.path)
+    return Standing(policy, policy, -1, prompt_artifact)
+
+
+@flow(name="dpo-round", validate_parameters=False)
+def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundState, Standing]:
+    """One round, from prompts to the gate's decision."""
+    config, start = session.config, standing.policy
+    per_round = config.prompts.per_round
+    asked = round_slice(read_rounds(standing.prompts), number, per_round, config.seed)
+    session.freed.clear()
+
+    candidates = _stage(session, "sample", stages.sample_round, start, asked, number)
+    judgments = _stage(session, "judge", stages.judge, candidates, asked, config.judge, "judge")
+    pairs = _stage(session, "pair", stages.pair, candidates, judgments, asked, number)
+    reference_policy = standing.initial if config.trainer.reference == "initial" else start
+    reference = _stage(session, "reference", stages.reference, pairs, reference_policy)
+    trained = _stage(session, "train", stages.train, pairs, reference, start, number)
+    policy = policy_of(trained)
+    held_out = read_held_out(standing.prompts)
+    evaluation = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
+
+    gate = decide(config.gate, figures(evaluation))
+    made = {
+        "candidates": candidates, "judgments": judgments, "pairs": pairs, "reference": reference, "train": trained,
+        "evaluation": evaluation,
+    }  # fmt: skip
+    state = summarise(number, start, policy, made, gate, session.freed)
+    _publish(session, state, made)
+    if gate.decision == "promote":
+        standing = Standing(standing.initial, policy, number, standing.prompts)
+    return state, standing
+
+
+def _stage(session: Session, name: str, work: Callable[[Session, Unpack[Ts]], R], *args: *Ts) -> R:
+    """Run one stage as a Prefect task: retried where an engine or a judge failed, never cached by Prefect."""
+
+    def interruptible(session: Session, *args: *Ts) -> R:
+        try:
+            return work(session, *args)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C or SIGTERM
+            environment.leave_soon()
+            raise
+
+    limits = session.config.limits
+    as_task = task(
+        name=name, cache_policy=NO_CACHE, persist_result=False, retries=limits.retries,
+        retry_delay_seconds=limits.retry_delay, timeout_seconds=limits.stage_timeout, retry_condition_fn=_worth_a_retry,
+    )  # fmt: skip
+    return as_task(interruptible)(session, *args)
+
+
+def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
+    """A dead engine or a judge that does not answer may work next time; a wrong config or a NaN will not."""
+    try:
+        state.result()
+    except (SamplingError, JudgeError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _publish(session: Session, state: RoundState, made: dict[str, Artifact]) -> None:
+    """Write the round down where people look: the run's folder, the terminal, the report, Prefect's page."""
+    run, entry = session.run, asdict(state)
+    run.save_round(state)
+    for stage, artifact in made.items():
+        run.link(f"round-{state.round:03d}/{stage}", artifact.path)
+    session.console.round_table(entry)
+    write_report(run.status(), run.store, run.directory / "report.html")
+    key = f"{run.name}-round-{state.round}".lower().replace("_", "-").replace(".", "-")
+    rows = [{"figure": name, "value": value} for name, value in round_rows(entry, markup=False)]
+    create_table_artifact(table=rows, key=f"{key}-table", description=f"Round {state.round} of {run.name}")
+    create_markdown_artifact(
+        key=f"{key}-gate",
+        markdown=f"## Round {state.round}: {state.gate.decision}\n\n{state.gate.reason}\n\n"
+        + "\n".join(f"- {'✓' if c.passed else '✗'} `{c.condition}`: {c.value:.4g}" for c in state.gate.checks)
+        + f"\n\nReport: `{run.directory / 'report.html'}`",
+    )

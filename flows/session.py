@@ -1,0 +1,72 @@
+"""What the stages of a run share: its config, its store, and the one engine that lives across rounds."""
+
+import time
+from typing import TYPE_CHECKING
+
+from flows.console import Console
+from pipeline.config import RunConfig
+from pipeline.protocols import Sampler
+from pipeline.runs import Run
+from pipeline.sampling import start_sampler
+from pipeline.store import Store
+from pipeline.types import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Session:
+    """One process' work on one run."""
+
+    def __init__(self, config: RunConfig, run: Run, console: Console) -> None:
+        self.config = config
+        self.run = run
+        self.console = console
+        self.freed: dict[str, float] = {}
+        """GiB the engine gave back this round, by the stage that asked for them."""
+        self.engine_seconds = 0.0
+        """Spent so far on starting the engine and on loading policies into it."""
+        self._sampler: Sampler | None = None
+        self._serving: str | None = None
+
+    @property
+    def store(self) -> Store:
+        return self.run.store
+
+    def warm_up(self) -> None:
+        """Start the engine's process, so that its slow imports run beside whatever comes before sampling."""
+        if self._sampler is None:
+            self._sampler = start_sampler(self.config.sampling, log=self.run.directory / "engine.log")
+
+    def serve(self, policy: Policy) -> Sampler:
+        """The engine with ``policy`` loaded and proved."""
+        started = time.monotonic()
+        self.warm_up()
+        assert self._sampler is not None
+        if self._serving != policy.digest:
+            self._serving = None
+            self._sampler.load(policy)
+            self._serving = policy.digest
+        self.engine_seconds += time.monotonic() - started
+        return self._sampler
+
+    def lost_engine(self) -> None:
+        """The engine failed: load again before it is used again."""
+        self._serving = None
+
+    def free_device(self, stage: str) -> None:
+        """Let ``stage`` have the accelerator's memory; the engine takes it back when it is next used."""
+        if self._sampler is not None and self._serving is not None:
+            freed = self._sampler.sleep()
+            if freed:
+                self.freed[stage] = freed
+
+    def tokenizer(self, policy: Policy) -> "PreTrainedTokenizerBase":
+        from trainers.checkpoints import load_tokenizer
+
+        return load_tokenizer(policy.path)
+
+    def close(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None

@@ -1,0 +1,200 @@
+"""The stages of a round as plain functions: artifacts in, one artifact out, found by its key or made shard by shard.
+
+    prompts → sample → judge → pair → reference → train            (evaluation: flows/evaluate.py)
+
+Nothing here knows Prefect, and nothing is made twice: all that a stage's result depends on is in its ``Spec``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.session import Session
+from judges import make_judge
+from pipeline.calls import source_digest
+from pipeline.config import CallableJudge, JudgeConfig
+from pipeline.errors import SamplingError, TrainingError
+from pipeline.pairing import pair_groups
+from pipeline.protocols import Decoding, Judge, Progress, SampleRequest
+from pipeline.sampling import draw_seed
+from pipeline.store import Artifact, Draft, Spec, digest
+from pipeline.tables import (
+    candidates_table,
+    drops_table,
+    judgments_table,
+    pairs_table,
+    read_groups,
+    read_judgments,
+    read_pairs,
+)  # fmt: skip
+from pipeline.types import Group, Policy, Prompt
+
+T = TypeVar("T")
+SHARD = 256
+"""Prompts, or pairs, a shard."""
+DROPPED = "dropped.parquet"
+"""The audit of drops, beside a pairs artifact's shards."""
+LOGPS = pa.schema([("chosen", pa.float64()), ("rejected", pa.float64())])
+
+
+def sample(
+    session: Session, policy: Policy, prompts: Sequence[Prompt], *, round: int, n: int, decoding: Decoding, label: str
+) -> Artifact:
+    """``n`` candidates a prompt from ``policy``, in prompt order."""
+    config = {
+        "seed": session.config.seed, "round": round, "n": n, "decoding": asdict(decoding),
+        "dtype": session.config.sampling.dtype, "prompts": digest([[p.id, p.token_ids] for p in prompts]),
+    }  # fmt: skip
+    spec = Spec("candidates", 1, config, {"policy": policy.digest})
+
+    def build(draft: Draft) -> Artifact:
+        already = session.engine_seconds
+        sampler = session.serve(policy)
+        todo = {number: shard for number, shard in enumerate(shards(prompts)) if not draft.has_shard(number)}
+        requests = (
+            SampleRequest(prompt, tuple(draw_seed(session.config.seed, round, prompt.id, i) for i in range(n)))
+            for shard in todo.values()
+            for prompt in shard
+        )
+        with session.console.stage(label, len(prompts)) as progress:
+            try:
+                for number, groups in _as_shards_fill(sampler.sample(requests, decoding), todo, progress):
+                    draft.commit_shard(number, candidates_table(groups))
+            except SamplingError:
+                session.lost_engine()
+                raise
+        info = {"policy": policy.digest, "engine_seconds": session.engine_seconds - already}
+        return draft.finish(info, rows_in=n * len(prompts))
+
+    return session.store.make(spec, build)
+
+
+def sample_round(session: Session, policy: Policy, prompts: Sequence[Prompt], round: int) -> Artifact:
+    """The round's candidates, decoded as the recipe says."""
+    sampling = session.config.sampling
+    decoding = Decoding(sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.logprobs)
+    return sample(session, policy, prompts, round=round, n=sampling.n, decoding=decoding, label="sample")
+
+
+def judge(
+    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: JudgeConfig, label: str
+) -> Artifact:
+    """A judgment a group, shard by shard as the candidates lie."""
+    code = source_digest(config.call) if isinstance(config, CallableJudge) else ""
+    spec = Spec("judgments", 1, config.model_dump(mode="json") | {"code": code}, {"candidates": candidates.key})
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def build(draft: Draft) -> Artifact:
+        if config.type == "reward_model":
+            session.free_device(label)
+        with session.console.stage(label, len(prompts)) as progress:
+            made: Judge = make_judge(config, label)
+            done = 0
+            for number, table in enumerate(candidates.tables()):
+                groups = read_groups(table, by_id)
+                if not draft.has_shard(number):
+                    draft.commit_shard(number, judgments_table(made.judge(groups)))
+                done += len(groups)
+                progress(done, len(prompts), "")
+        return draft.finish(rows_in=len(prompts))
+
+    return session.store.make(spec, build)
+
+
+def pair(
+    session: Session, candidates: Artifact, judgments: Artifact, prompts: Sequence[Prompt], round: int
+) -> Artifact:
+    """Preference pairs and, in ``dropped.parquet``, why every other group gave none."""
+    config = session.config.pairing
+    inputs = {"candidates": candidates.key, "judgments": judgments.key}
+    spec = Spec("pairs", 1, config.model_dump(mode="json") | {"round": round}, inputs)
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def build(draft: Draft) -> Artifact:
+        with session.console.stage("pair", len(prompts)) as progress:
+            groups = [group for table in candidates.tables() for group in read_groups(table, by_id)]
+            verdicts = [judgment for table in judgments.tables() for judgment in read_judgments(table)]
+            pairing = pair_groups(groups, verdicts, config, round, candidates.key, judgments.key)
+            draft.commit_shard(0, pairs_table(pairing.pairs))
+            pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)
+            progress(len(prompts), len(prompts), f"{len(pairing.pairs)} pairs")
+        return draft.finish(rows_in=len(prompts), dropped=pairing.counts)
+
+    return session.store.make(spec, build)
+
+
+def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
+    """log π_ref of both completions of every pair: once, for all epochs, sweeps and resumes."""
+    from trainers.reference import Reference
+
+    trainer = session.config.trainer
+    config = {"dtype": trainer.dtype, "token_budget": trainer.token_budget}
+    spec = Spec("reference", 1, config, {"pairs": pairs.key, "policy": policy.digest})
+    total = pairs.manifest["rows"]
+
+    def build(draft: Draft) -> Artifact:
+        session.free_device("reference")
+        with session.console.stage("reference", total) as progress:
+            model = Reference(policy, trainer.dtype, trainer.token_budget)
+            for number, shard in enumerate(shards(read_pairs(pairs.table()))):
+                if not draft.has_shard(number):
+                    rows = [dict(zip(LOGPS.names, logps, strict=True)) for logps in model.pair_logps(shard)]
+                    draft.commit_shard(number, pa.Table.from_pylist(rows, LOGPS))
+                progress(min((number + 1) * SHARD, total), total, "")
+        return draft.finish(rows_in=total)
+
+    return session.store.make(spec, build)
+
+
+def train(session: Session, pairs: Artifact, reference: Artifact, policy: Policy, round: int) -> Artifact:
+    """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it.
+
+    Raises:
+        TrainingError: pairing kept no pair.
+    """
+    from trainers.dpo import train_policy
+
+    trainer = session.config.trainer
+    if not pairs.manifest["rows"]:
+        said = ", ".join(f"{reason}: {count}" for reason, count in pairs.manifest["dropped"].items())
+        raise TrainingError(f"round {round}: there is no pair to train on; pairing dropped every group ({said})")
+    rate = trainer.learning_rate * trainer.learning_rate_decay**round
+    seed = session.config.seed * 1_000 + round
+    config = trainer.model_dump(mode="json", exclude={"checkpoint_steps"}) | {"learning_rate": rate, "seed": seed}
+    spec = Spec("train", 1, config, {"pairs": pairs.key, "reference": reference.key, "policy": policy.digest})
+
+    def build(draft: Draft) -> Artifact:
+        session.free_device("train")
+        with session.console.stage("train") as progress:
+            logps = [(row["chosen"], row["rejected"]) for row in reference.table().to_pylist()]
+            trained, metrics = train_policy(
+                policy, read_pairs(pairs.table()), logps, trainer, draft.path,
+                learning_rate=rate, seed=seed, progress=progress,
+                starts_at_reference=reference.manifest["inputs"]["policy"] == policy.digest,
+            )  # fmt: skip
+        return draft.finish({"policy": trained.digest, "metrics": metrics})
+
+    return session.store.make(spec, build)
+
+
+def shards(items: Sequence[T]) -> list[Sequence[T]]:
+    """``items`` in runs of ``SHARD``, in order."""
+    return [items[start : start + SHARD] for start in range(0, len(items), SHARD)]
+
+
+def _as_shards_fill(
+    groups: Iterable[Group], todo: Mapping[int, Sequence[Prompt]], progress: Progress
+) -> Iterator[tuple[int, list[Group]]]:
+    """Groups arrive in any order; a shard leaves as soon as its last group is in, its groups in prompt order."""
+    home = {prompt.id: number for number, shard in todo.items() for prompt in shard}
+    waiting: dict[int, dict[str, Group]] = {number: {} for number in todo}
+    for done, group in enumerate(groups, 1):
+        number = home[group.prompt.id]
+        waiting[number][group.prompt.id] = group
+        progress(done, len(home), "")
+        if len(waiting[number]) == len(todo[number]):
+            filled = waiting.pop(number)
+            yield number, [filled[prompt.id] for prompt in todo[number]]

@@ -1,0 +1,147 @@
+"""What a run starts from: its initial policy and its prompts."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flows.session import Session
+from pipeline.calls import source_digest
+from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, ScratchPolicy
+from pipeline.errors import DataError
+from pipeline.policy import PROBE, read_policy, write_probe
+from pipeline.prompts import load_prompts
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.tables import prompts_table, read_prompts
+from pipeline.types import Policy, Prompt
+
+UNUSED = ["*.bin", "*.pth", "*.gguf", "original/*"]
+"""Files of a Hub model that say again what its safetensors say."""
+ROUNDS, HELD_OUT = 0, 1
+"""Shards of a prompts artifact."""
+
+
+def initial_policy(session: Session) -> tuple[Policy, Artifact]:
+    """The policy of round 0, trained from scratch or taken from a checkpoint, with its probe."""
+    config = session.config.policy
+    match config:
+        case ScratchPolicy():
+            settings: dict[str, Any] = {"seed": session.config.seed, "code": source_digest(config.corpus)}
+            spec = Spec("policy", 1, {**config.model_dump(mode="json"), **settings})
+            artifact = session.store.make(spec, lambda draft: _from_scratch(session, config, draft))
+        case PretrainedPolicy():
+            spec = Spec("policy", 1, *_identity(config))
+            artifact = session.store.make(spec, lambda draft: _from_checkpoint(session, config, draft))
+    return policy_of(artifact), artifact
+
+
+def policy_of(artifact: Artifact) -> Policy:
+    """The policy a "policy" or "train" artifact holds."""
+    return Policy(artifact.info["policy"], artifact.path / "policy")
+
+
+def _from_scratch(session: Session, config: ScratchPolicy, draft: Draft) -> Artifact:
+    from trainers.pretrain import train_from_scratch
+
+    session.warm_up()
+    with session.console.stage("base policy") as progress:
+        policy = train_from_scratch(config, session.config.seed, draft.path, progress)
+    return draft.finish({"policy": policy.digest})
+
+
+def _identity(config: PretrainedPolicy) -> tuple[dict[str, Any], dict[str, str]]:
+    """A local checkpoint is known by its weights, wherever it lies; one on the Hub by its name and revision."""
+    path = Path(config.path)
+    if path.is_dir():
+        return config.model_dump(mode="json", exclude={"path"}), {"weights": read_policy(path).digest}
+    return config.model_dump(mode="json"), {}
+
+
+def _from_checkpoint(session: Session, config: PretrainedPolicy, draft: Draft) -> Artifact:
+    """Take a checkpoint as it is and add its probe; or convert it where another precision is asked for."""
+    import torch
+
+    from trainers import checkpoints
+
+    session.warm_up()
+    with session.console.stage("base policy"):
+        source = Path(config.path) if Path(config.path).is_dir() else _download(config)
+        directory = draft.path / "policy"
+        model, tokenizer = checkpoints.load_model(source), checkpoints.load_tokenizer(source)
+        if config.dtype == "auto" and any(source.glob("*.safetensors")):
+            _take(source, directory, links=not Path(config.path).is_dir())
+            write_probe(directory, checkpoints.make_probe(model, tokenizer, config.dtype))
+            policy = read_policy(directory)
+        else:
+            dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+            policy = checkpoints.save_policy(model, tokenizer, directory, dtype)
+    return draft.finish({"policy": policy.digest})
+
+
+def _take(source: Path, directory: Path, links: bool) -> None:
+    """The checkpoint's files: links into the Hub's cache, which never changes, or copies of a folder that may."""
+    directory.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        target = directory / file.name
+        if not file.is_file() or file.name == PROBE:
+            continue
+        target.unlink(missing_ok=True)
+        if links:
+            target.symlink_to(file.resolve())
+        else:
+            shutil.copy2(file, target)
+
+
+def _download(config: PretrainedPolicy) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=UNUSED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"policy.path {config.path!r} is neither a directory nor a model the Hub gives us"
+            f" ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def prompts(session: Session, policy_artifact: Artifact) -> Artifact:
+    """The run's prompts, rendered to token ids: shard 0 for the rounds, shard 1 held out for evaluation."""
+    config = session.config.prompts
+    settings: dict[str, Any] = {
+        **config.model_dump(mode="json"),
+        "seed": session.config.seed,
+        "code": _content(session),
+    }
+    spec = Spec("prompts", 1, settings, {"policy": policy_artifact.key})
+    return session.store.make(spec, lambda draft: _load(session, policy_of(policy_artifact), draft))
+
+
+def read_rounds(artifact: Artifact) -> list[Prompt]:
+    return read_prompts(list(artifact.tables())[ROUNDS])
+
+
+def read_held_out(artifact: Artifact) -> list[Prompt]:
+    return read_prompts(list(artifact.tables())[HELD_OUT])
+
+
+def _content(session: Session) -> str:
+    """A digest of what a local source says now, so that an edited file makes new prompts."""
+    match session.config.prompts.source:
+        case CallablePrompts(call=call):
+            return source_digest(call)
+        case FilePrompts(path=path):
+            if not Path(path).is_file():
+                raise DataError(f"prompts.source.path {path!r} is not a file")
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        case _:
+            return ""
+
+
+def _load(session: Session, policy: Policy, draft: Draft) -> Artifact:
+    with session.console.stage("prompts"):
+        loaded = load_prompts(session.config.prompts, session.tokenizer(policy))
+        draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
+        draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
+    info = {"rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad)}
+    return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)
