@@ -65,9 +65,10 @@ def evaluate(
             probes = {name: _probe(session, probe, policy, initial) for name, probe in config.probes.items()}
             figures = _figures(session, policy, initial, new, old, first) | {"probes": probes}
             progress(len(held_out), len(held_out), "")
-        return draft.finish(figures | {"engine_seconds": session.engine_seconds - already})
+        aside = {"engine_seconds": session.engine_seconds - already, "answers": new.candidates.key}
+        return draft.finish(figures | aside)
 
-    return session.store.make(Spec("evaluation", 1, settings, inputs), build)
+    return session.store.make(Spec("evaluation", 2, settings, inputs), build)
 
 
 def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Answers:

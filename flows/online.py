@@ -22,7 +22,7 @@ from flows.evaluate import evaluate
 from flows.gate import decide
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
-from flows.summary import figures, stage_seconds, summarise
+from flows.summary import artifact_keys, figures, stage_seconds, summarise
 from pipeline.config import RunConfig
 from pipeline.errors import JudgeError, SamplingError
 from pipeline.prompts import round_slice
@@ -89,7 +89,7 @@ def begin(session: Session) -> Standing:
     session.run.save_initial(
         {
             "round": -1, "policy_out": policy.digest, "evaluation": figures(evaluation),
-            "seconds": stage_seconds(made), "artifacts": {stage: artifact.key for stage, artifact in made.items()},
+            "seconds": stage_seconds(made), "artifacts": artifact_keys(made),
         }
     )  # fmt: skip
     session.run.forget_rounds_from(0)

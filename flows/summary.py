@@ -8,6 +8,9 @@ import numpy as np
 from pipeline.store import Artifact
 from pipeline.types import GateDecision, Policy, RoundState
 
+STAGES = {"candidates": "sample", "judgments": "judge", "pairs": "pair", "evaluation": "evaluate"}
+"""Stages by what they make, where the two have different names."""
+
 
 def summarise(
     round: int,
@@ -32,20 +35,26 @@ def summarise(
         evaluation=figures(made["evaluation"]),
         gate=gate,
         seconds=stage_seconds(made),
-        artifacts={stage: artifact.key for stage, artifact in made.items()},
+        artifacts=artifact_keys(made),
         memory=dict(freed),
     )
 
 
 def figures(evaluation: Artifact) -> dict[str, Any]:
-    """What was measured, without what it cost."""
-    return {name: value for name, value in evaluation.info.items() if name != "engine_seconds"}
+    """What was measured, without what it cost and where the answers are."""
+    return {name: value for name, value in evaluation.info.items() if name not in ("engine_seconds", "answers")}
+
+
+def artifact_keys(made: Mapping[str, Artifact]) -> dict[str, str]:
+    """By stage, and under ``answers`` the candidates that the evaluation judged."""
+    keys = {stage: artifact.key for stage, artifact in made.items()}
+    return keys | {"answers": made["evaluation"].info["answers"]}
 
 
 def stage_seconds(made: Mapping[str, Artifact]) -> dict[str, float]:
     """Wall-clock seconds each artifact took to make; the engine's start and weight syncs stand apart."""
     engine = {stage: artifact.info.get("engine_seconds", 0.0) for stage, artifact in made.items()}
-    seconds = {stage: artifact.seconds - engine[stage] for stage, artifact in made.items()}
+    seconds = {STAGES.get(stage, stage): artifact.seconds - engine[stage] for stage, artifact in made.items()}
     return {name: round(value, 2) for name, value in {**seconds, "engine": sum(engine.values())}.items()}
 
 
