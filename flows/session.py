@@ -1,5 +1,7 @@
 """What the stages of a run share: its config, its store, and the one engine that lives across rounds."""
 
+import gc
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ class Session:
     def serve(self, policy: Policy) -> Sampler:
         """The engine with ``policy`` loaded and proved."""
         started = time.monotonic()
+        release_memory()
         self.warm_up()
         assert self._sampler is not None
         if self._serving != policy.digest:
@@ -70,3 +73,11 @@ class Session:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+
+
+def release_memory() -> None:
+    """Hand the accelerator memory that torch keeps for itself in this process back, for the engine to use."""
+    torch = sys.modules.get("torch")  # what was never imported holds nothing
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

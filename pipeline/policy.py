@@ -95,14 +95,18 @@ def read_probe(path: Path) -> Probe:
 def prove(policy: Policy, measured: Sequence[Sequence[float]], tolerance: float) -> float:
     """The largest difference between ``measured`` and the policy's probe.
 
+    The mean has to be ten times smaller still: in 16 bit single tokens differ by a lot, while weights that are one
+    small update old shift many tokens by a little.
+
     Raises:
         WeightSyncError: it is over ``tolerance`` (nats a token): other weights are being served.
     """
     largest, mean = read_probe(policy.path).differences(measured)
-    if not largest <= tolerance:
+    if not (largest <= tolerance and mean <= tolerance / 10):
         raise WeightSyncError(
             f"the engine does not serve policy {policy.digest[:12]}: its probe log-probabilities are off by up to"
-            f" {largest:.2g} nats a token (mean {mean:.2g}); allowed: {tolerance:.2g} (sampling.sync_tolerance)"
+            f" {largest:.2g} nats a token (mean {mean:.2g}); allowed: {tolerance:.2g} (sampling.sync_tolerance),"
+            " and a tenth of it in the mean"
         )
     return largest
 

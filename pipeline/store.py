@@ -115,8 +115,9 @@ class Draft:
         self._recover()
 
     def _recover(self) -> None:
-        for leftover in self.path.glob("*.part"):
-            leftover.unlink()
+        for leftover in self.path.glob("*.part"):  # shards and manifests; a policy.part is its writer's to clear
+            if leftover.is_file():
+                leftover.unlink()
         for file in sorted(self.path.glob("[0-9]*-*.parquet")):
             number, _, checksum = file.stem.partition("-")
             if _checksum(file) != checksum:

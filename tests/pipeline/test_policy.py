@@ -108,7 +108,14 @@ def test_log_probabilities_keep_every_bit_in_the_probe(
 
 def test_numbers_within_the_tolerance_are_proof(policy: Policy) -> None:
     assert prove(policy, [[-0.5, -1.25, -3.0], [-2.0]], 1e-9) == 0.0
-    assert prove(policy, [[-0.5, -1.2505, -3.0], [-2.0]], 1e-3) == pytest.approx(5e-4)
+    assert prove(policy, [[-0.5, -1.2503, -3.0], [-2.0]], 1e-3) == pytest.approx(3e-4)
+
+
+def test_many_small_differences_are_refused_where_one_is_not(policy: Policy) -> None:
+    """One update old in 16 bit: no token is far off, but all of them are off."""
+    assert prove(policy, [[-0.5, -1.3, -3.0], [-2.0]], 0.25) == pytest.approx(0.05)
+    with pytest.raises(WeightSyncError, match="mean 0.05"):
+        prove(policy, [[-0.55, -1.3, -3.05], [-2.05]], 0.25)
 
 
 @pytest.mark.parametrize("wrong", [-2.5, math.nan, -math.inf])

@@ -318,3 +318,15 @@ def test_killed_at_any_moment_nothing_is_lost_torn_or_made_twice(tmp_path: Path,
         journal = (tmp_path / f"{number}.log").read_text().split()
         assert len(journal) == len(set(journal)), f"seed {seed}: a committed shard was made again: {journal}"
         assert {file.suffix for file in artifact.path.iterdir()} <= {".parquet", ".json", ""}
+
+
+def test_a_folder_left_half_written_does_not_stop_the_next_session(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path), Spec("train", 1)
+
+    def killed(draft: Draft) -> Artifact:
+        (draft.path / "policy.part").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make(spec, killed)
+    assert store.make(spec, lambda draft: draft.finish()).key == spec.key
