@@ -1,0 +1,65 @@
+"""A whole run."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Strict
+from pipeline.config.evaluation import EvaluationConfig
+from pipeline.config.gate import GATE_CONDITION, GATE_METRICS, GateConfig
+from pipeline.config.judge import JudgeConfig
+from pipeline.config.pairing import PairingConfig
+from pipeline.config.policy import PolicyConfig
+from pipeline.config.prompts import PromptsConfig
+from pipeline.config.sampling import SamplingConfig
+from pipeline.config.trainer import TrainerConfig
+
+
+class LimitsConfig(Strict):
+    """What a run may take of its machine, and how long and how often a stage may try."""
+
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the trainer and of the engine. None lets torch take every core; small models are faster with 1."""
+
+    retries: int = Field(1, ge=0)
+    """Further tries of a stage whose engine or judge failed; finished shards are kept."""
+    retry_delay: float = Field(2.0, ge=0)
+    """Seconds."""
+    stage_timeout: float = Field(86_400.0, gt=0)
+    """Seconds a stage may take."""
+
+
+class RunConfig(Strict):
+    """A whole run."""
+
+    title: str = ""
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(3, ge=1)
+    policy: PolicyConfig
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    judge: JudgeConfig
+    pairing: PairingConfig = PairingConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _gate_reads_what_is_measured(self) -> Self:
+        allowed = [*GATE_METRICS, *(f"probes.{name}" for name in self.evaluation.probes)]
+        for condition in self.gate.require:
+            match = GATE_CONDITION.fullmatch(condition)
+            if match is None or match["metric"] not in allowed:
+                raise ValueError(
+                    f"gate.require: {condition!r} is not '<metric> <operator> <number>' with an operator of"
+                    f" >=, <=, >, < and a metric of {', '.join(allowed)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> Self:
+        if self.prompts.held_out == 0:
+            raise ValueError("prompts.held_out: 0 leaves nothing to evaluate on; allowed: 1 or more")
+        return self
