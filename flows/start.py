@@ -70,10 +70,10 @@ def _from_checkpoint(session: Session, config: PretrainedPolicy, draft: Draft) -
         model, tokenizer = checkpoints.load_model(source), checkpoints.load_tokenizer(source)
         if config.dtype == "auto" and any(source.glob("*.safetensors")):
             _take(source, directory, links=not Path(config.path).is_dir())
-            write_probe(directory, checkpoints.make_probe(model, tokenizer, config.dtype))
+            write_probe(directory, checkpoints.make_probe(model, tokenizer, checkpoints.saved_dtype(source)))
             policy = read_policy(directory)
         else:
-            dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+            dtype = checkpoints.saved_dtype(source) if config.dtype == "auto" else getattr(torch, config.dtype)
             policy = checkpoints.save_policy(model, tokenizer, directory, dtype)
     return draft.finish({"policy": policy.digest})
 

@@ -137,11 +137,11 @@ class Draft:
         """Write one shard so that it is there whole or not at all."""
         part = self.path / f"{number:05d}.part"
         pq.write_table(table, part)
-        _sync(part)
+        sync(part)
         checksum = _checksum(part)
         file = self.path / f"{number:05d}-{checksum}.parquet"
         part.rename(file)
-        _sync(self.path)
+        sync(self.path)
         self._shards[number] = {"file": file.name, "rows": table.num_rows, "checksum": checksum}
         self._note_seconds()
 
@@ -245,12 +245,13 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` so that ``path`` holds all of it or what it held before."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    _sync(part)
+    sync(part)
     part.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a directory's names, on the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

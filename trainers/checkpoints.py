@@ -1,17 +1,18 @@
 """Models on disk: loading a policy to train it, saving one with its proof, and the state a killed run goes on from."""
 
-import os
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import DataError
 from pipeline.policy import Probe, read_policy, write_probe
+from pipeline.store import sync
 from pipeline.types import Policy
 from trainers.logprobs import token_logprobs
 
@@ -36,8 +37,13 @@ def load_model(path: Path) -> PreTrainedModel:
     Dropout stays off in training too: a policy that differs from its reference by noise alone has no loss of ln 2.
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model.config.use_cache = False
     return model.eval().to(device())
+
+
+def saved_dtype(path: Path) -> torch.dtype:
+    """Precision of a checkpoint's weights, as its config has it; float32 where it has none."""
+    dtype: torch.dtype | None = AutoConfig.from_pretrained(path).dtype
+    return dtype or torch.float32
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -51,7 +57,7 @@ def save_policy(
     directory: Path,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """Write an ordinary ``transformers`` checkpoint plus ``probe.json``, whole or not at all.
+    """Write an ordinary ``transformers`` checkpoint plus ``probe.json``, whole or not at all; replaces an older one.
 
     ``dtype`` is the precision of the weights on disk. The probe is computed from those very weights, so a policy
     saved in 16 bit is proved in 16 bit.
@@ -59,26 +65,44 @@ def save_policy(
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.config.dtype = dtype
-    model.save_pretrained(part, state_dict=state)
+    model.save_pretrained(part, state_dict=_in_precision(model, dtype))
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype  # save_pretrained wrote that of the model in memory
+    config.save_pretrained(part)
     tokenizer.save_pretrained(part)
     saved = model if dtype == torch.float32 else load_model(part)
-    write_probe(part, make_probe(saved, tokenizer, str(dtype).removeprefix("torch.")))
+    write_probe(part, make_probe(saved, tokenizer, dtype))
+    for entry in (*part.iterdir(), part):
+        sync(entry)
     part.rename(directory)
+    sync(directory.parent)
     return read_policy(directory)
 
 
-def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) -> Probe:
-    """Log-probabilities of a few fixed texts and of random ids, which reach embeddings that the texts do not."""
+def _in_precision(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The model's state in ``dtype``. Tied weights stay one tensor: as two, both would be written."""
+    state = model.state_dict()
+    cast = {
+        (tensor.data_ptr(), tensor.shape): tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for tensor in state.values()
+    }
+    return {name: cast[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
+
+
+def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Probe:
+    """Log-probabilities of a few fixed texts and of random ids, which reach embeddings that the texts do not.
+
+    ``dtype`` is the precision of the weights on disk, in which engines are to serve them.
+    """
     longest = min(PROBE_TOKENS, getattr(model.config, "max_position_embeddings", PROBE_TOKENS) - 2)
     generator = torch.Generator().manual_seed(0)
-    random = torch.randint(0, len(tokenizer), (2, longest), generator=generator).tolist()
+    vocabulary = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+    random = torch.randint(0, vocabulary, (2, longest), generator=generator).tolist()
     texts = [tokenizer.encode(text, add_special_tokens=False)[:longest] for text in PROBE_TEXTS]
     sequences = [ids for ids in (*texts, *random) if len(ids) > 1]
     with torch.no_grad():
         logprobs = [token_logprobs(model, ids) for ids in sequences]
-    return Probe(sequences, logprobs, dtype)
+    return Probe(sequences, logprobs, str(dtype).removeprefix("torch."))
 
 
 def save_training_state(
@@ -95,10 +119,8 @@ def save_training_state(
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / "state.part"
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "extra": dict(extra)}
-    with open(part, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(state, part)
+    sync(part)
     part.rename(directory / "state.pt")
 
 
@@ -114,7 +136,7 @@ def load_training_state(
     if not file.exists():
         return None
     try:
-        state = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)  # a second copy would not fit the device
     except Exception as error:
         raise DataError(f"training state {file} cannot be read ({error}); delete it to train from the start") from None
     model.load_state_dict(state["model"])

@@ -1,11 +1,13 @@
 """The DPO loop: pairs with cached reference log-probabilities in, an updated model out.
 
 What a step does depends on nothing but the model, the optimiser, the pairs, the config, the seed and the step number.
-So a run that is killed and goes on from its last state ends with the same weights, bit for bit.
+So a run that is killed and goes on from its last state ends with the same weights, bit for bit (on a CPU, for a given
+number of threads).
 """
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,20 +16,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.config import LossConfig, TrainerConfig
 from pipeline.errors import NonFiniteError, StepZeroError, TrainingError
+from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy, PreferencePair
 from trainers import losses
-from trainers.checkpoints import load_model, load_tokenizer, load_training_state, save_policy, save_training_state
+from trainers.checkpoints import (
+    load_model,
+    load_tokenizer,
+    load_training_state,
+    save_policy,
+    save_training_state,
+    saved_dtype,
+)
 from trainers.encoding import Row, pad, pair_rows, special_ids, split_by_budget
 from trainers.logprobs import autocast, completion_logprobs
+from trainers.schedule import warmup_then
 
 METRICS = "metrics.jsonl"
 STATE = "state"
-STEP_ZERO_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 2.0}
+STEP_ZERO_TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
 
 
@@ -58,8 +69,12 @@ def train_policy(
     """Train ``policy`` on ``pairs``, and save the next one under ``directory/policy`` in the same precision.
 
     ``reference_logps`` holds log π_ref of chosen and rejected, a tuple a pair. Called again after a kill, goes on
-    from the last state. Raises what :func:`train` raises, and DataError for a pair whose ids no policy can have seen.
+    from the last state; called again after the end, returns what is there. ``directory`` must be this training's own.
+    Raises what :func:`train` raises, and DataError for a pair whose ids no policy can have seen.
     """
+    if (directory / "policy").exists():  # it appears whole, and last
+        shutil.rmtree(directory / STATE, ignore_errors=True)
+        return read_policy(directory / "policy"), json.loads((directory / METRICS).read_text().splitlines()[-1])
     model, tokenizer = load_model(policy.path), load_tokenizer(policy.path)
     specials = special_ids(tokenizer, model)
     encoded = [
@@ -69,8 +84,7 @@ def train_policy(
         model, encoded, config, directory, learning_rate=learning_rate, seed=seed,
         starts_at_reference=starts_at_reference, progress=progress,
     )  # fmt: skip
-    saved_in = AutoConfig.from_pretrained(policy.path).dtype or torch.float32
-    trained = save_policy(model, tokenizer, directory / "policy", saved_in)
+    trained = save_policy(model, tokenizer, directory / "policy", saved_dtype(policy.path))
     shutil.rmtree(directory / STATE, ignore_errors=True)
     return trained, metrics
 
@@ -119,7 +133,7 @@ class Loop:
         self.model, self.pairs, self.config, self.directory, self.seed = model, pairs, config, directory, seed
         self.steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
-        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self.warmup = math.ceil(config.warmup_ratio * self.steps)
         self.peak_rate = learning_rate
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, weight_decay=config.weight_decay, fused=True
@@ -148,7 +162,7 @@ class Loop:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss {sums['loss']} and gradient norm {norm} must be finite")
-        rate = self.peak_rate * schedule(step, self.steps, self.config)
+        rate = self.peak_rate * warmup_then(step, self.steps, self.warmup, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -170,7 +184,7 @@ class Loop:
             dtype=torch.float64,
             device=self.model.device,
         )
-        with autocast(self.model.device, self.dtype):
+        with autocast(self.model.device, self.config.dtype):
             logps, lengths = completion_logprobs(self.model, pad(rows, 0, self.model.device))
         if check_reference:
             self._check_reference(logps, reference)
@@ -198,10 +212,11 @@ class Loop:
 
     def _check_reference(self, logps: Tensor, reference: Tensor) -> None:
         gap = float((logps.detach() - reference).abs().max())
-        if not gap <= STEP_ZERO_TOLERANCE[self.dtype]:
+        tolerance = STEP_ZERO_TOLERANCE[self.config.dtype]
+        if not gap <= tolerance:
             raise StepZeroError(
                 f"before the first update the policy is up to {gap:.3g} nats a completion away from its reference;"
-                f" allowed: {STEP_ZERO_TOLERANCE[self.dtype]}. The cached reference is of other weights or tokens"
+                f" allowed: {tolerance}. The cached reference is of other weights or tokens"
             )
 
     def _indices(self, step: int) -> list[int]:
@@ -212,21 +227,8 @@ class Loop:
 
     def _cut_metrics(self, steps: int) -> None:
         """Drop the lines of steps that will run again, and a line torn by a kill."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / METRICS
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(lines[:steps]))
-
-
-def schedule(step: int, steps: int, config: TrainerConfig) -> float:
-    """Factor on the learning rate at ``step`` of ``steps``: linear warm-up, then constant, or linear or cosine to 0."""
-    warmup = math.ceil(config.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1.0 - done
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
+        file.touch()
+        lines = file.read_bytes().splitlines(keepends=True)
+        os.truncate(file, sum(len(line) for line in lines[:steps]))  # unlike a rewrite, a kill here loses no line

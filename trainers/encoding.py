@@ -48,18 +48,22 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int]) -> tup
     """The chosen and the rejected row of a pair, from the very ids that were sampled.
 
     Raises:
-        DataError: an empty prompt or completion, a BOS that is not the prompt's first token, or an EOS that is not
-            the completion's last: the ids are not what the policy saw.
+        DataError: an empty prompt or completion, a prompt that begins with two BOS, or an EOS that is not the
+            completion's last token: the ids are not what the policy saw. A BOS later in the prompt is none of these:
+            some chat templates begin every turn with one.
     """
     prompt = pair.prompt.token_ids
-    if not prompt or (bos is not None and bos not in eos and bos in prompt[1:]):
+    if not prompt or (bos is not None and prompt[:2] == (bos, bos)):
         raise DataError(
-            f"pair {pair.id}: prompt {prompt[:8]}… must be non-empty with BOS {bos} only as its first token"
+            f"pair {pair.id}: prompt {prompt[:8]}… must be non-empty and begin with one BOS ({bos}) at most"
         )
     for name, candidate in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         ids = candidate.token_ids
         if not ids or any(token in eos for token in ids[:-1]):
-            raise DataError(f"pair {pair.id}: {name} completion must be non-empty with an EOS only as its last token")
+            raise DataError(
+                f"pair {pair.id}: {name} completion {ids[:8]}… must be non-empty, with an EOS"
+                f" ({', '.join(map(str, sorted(eos)))}) nowhere but at its end"
+            )
     return Row(prompt, pair.chosen.token_ids), Row(prompt, pair.rejected.token_ids)
 
 

@@ -21,16 +21,16 @@ def completion_logprobs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, T
     counted = batch.completion_mask[:, 1:]
     picked = logits[:, :-1][counted].float()  # completion positions only: the rest never becomes float32
     tokens = picked.gather(-1, targets[counted][:, None]).squeeze(-1) - picked.logsumexp(-1)
-    rows = torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)[counted]
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=tokens.device).index_add(0, rows, tokens.double())
-    return sums, counted.sum(-1)
+    spread = torch.zeros(counted.shape, dtype=torch.float64, device=tokens.device)
+    return spread.masked_scatter(counted, tokens.double()).sum(-1), counted.sum(-1)
 
 
 @torch.no_grad()
-def sequence_logprobs(
-    model: PreTrainedModel, rows: Sequence[Row], token_budget: int, dtype: torch.dtype
-) -> list[float]:
-    """Summed log-probability (nats) of each row's completion given its prompt. No gradient; equal rows run once."""
+def sequence_logprobs(model: PreTrainedModel, rows: Sequence[Row], token_budget: int, dtype: str) -> list[float]:
+    """Summed log-probability (nats) of each row's completion given its prompt. No gradient; equal rows run once.
+
+    ``token_budget`` and ``dtype`` are those of :class:`pipeline.config.TrainerConfig`.
+    """
     unique = list(dict.fromkeys(rows))
     sums: dict[Row, float] = {}
     for indices in split_by_budget(unique, len, token_budget):
@@ -50,6 +50,6 @@ def token_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
     return picked
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Forward passes in ``dtype``; float32 switches autocast off."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Forward passes in ``dtype``, "bfloat16" or "float32"; the latter switches autocast off."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")

@@ -21,6 +21,7 @@ from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import device, load_training_state, save_policy, save_training_state
+from trainers.schedule import warmup_then
 from trainers.tokenizer import build_tokenizer
 
 METRICS = "metrics.jsonl"
@@ -43,6 +44,7 @@ def train_from_scratch(config: ScratchPolicy, seed: int, directory: Path, progre
         NonFiniteError: the loss became NaN or infinite.
     """
     if (directory / "policy").exists():  # it appears whole, and last
+        shutil.rmtree(directory / STATE, ignore_errors=True)
         return read_policy(directory / "policy")
     texts = read_corpus(config)
     tokenizer = build_tokenizer(config, texts)
@@ -116,6 +118,7 @@ def fit(
     )  # fmt: skip
     per_epoch = math.ceil(len(rows) / config.batch_size)
     steps = max(1, round(config.epochs * per_epoch))
+    warmup = max(1, round(WARMUP * steps))
     first, extra = load_training_state(directory / STATE, model, optimizer) or (0, {"losses": []})
     losses: list[float] = extra["losses"]
     model.train()
@@ -124,7 +127,7 @@ def fit(
         if position == 0 or step == first:
             batches = batches_of_epoch(rows, config.batch_size, seed, epoch)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, steps)
+            group["lr"] = config.learning_rate * warmup_then(step, steps, warmup, "cosine")
         losses.append(update(model, optimizer, [rows[index] for index in batches[position]], step))
         progress(step + 1, steps, f"loss {losses[-1]:.3f}")
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
@@ -159,11 +162,3 @@ def batches_of_epoch(rows: Sequence[list[int]], batch_size: int, seed: int, epoc
         near = sorted(order[start : start + batch_size * SORTED_BATCHES], key=lambda index: len(rows[index]))
         batches += [near[first : first + batch_size] for first in range(0, len(near), batch_size)]
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def schedule(step: int, steps: int) -> float:
-    """Factor on the learning rate at ``step`` of ``steps``."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

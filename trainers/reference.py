@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from pipeline.types import Policy, PreferencePair
 from trainers.checkpoints import load_model, load_tokenizer
 from trainers.encoding import Row, pair_rows, special_ids
@@ -11,13 +9,12 @@ from trainers.logprobs import sequence_logprobs
 
 
 class Reference:
-    """One policy, loaded once."""
+    """One policy, loaded once. ``dtype`` and ``token_budget`` are those of :class:`pipeline.config.TrainerConfig`."""
 
     def __init__(self, policy: Policy, dtype: str, token_budget: int) -> None:
         self.model = load_model(policy.path)
         self.specials = special_ids(load_tokenizer(policy.path), self.model)
-        self.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        self.token_budget = token_budget
+        self.dtype, self.token_budget = dtype, token_budget
 
     def logps(self, rows: Sequence[Row]) -> list[float]:
         """log π(completion | prompt) of each row, in nats, summed over the completion's tokens."""

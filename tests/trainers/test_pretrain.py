@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.policy import prove, read_policy, read_probe
 from trainers import pretrain
 from trainers.logprobs import token_logprobs
-from trainers.pretrain import batches_of_epoch, schedule, train_from_scratch
+from trainers.pretrain import batches_of_epoch, train_from_scratch
 
 CORPUS = """
 def corpus(copies=1):
@@ -132,11 +132,3 @@ def test_an_epoch_holds_every_text_once_in_batches_of_similar_length() -> None:
     assert sum(spread) / len(spread) < 5  # of 49
     assert batches != batches_of_epoch(rows, 10, seed=1, epoch=3)
     assert batches == batches_of_epoch(rows, 10, seed=1, epoch=2)
-
-
-def test_the_learning_rate_rises_then_falls_to_nearly_nothing() -> None:
-    rates = [schedule(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)
-    assert max(rates) == 1.0
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert rates[-1] < 0.01
