@@ -10,8 +10,9 @@ import numpy as np
 from pipeline import plots
 from pipeline.config import GATE_CONDITION
 from pipeline.evidence import Evidence
-from pipeline.figures import Figure
-from pipeline.plots import LINES, Level, Line
+from pipeline.figures import probe, shortened, stage_names
+from pipeline.plots import Level, Line
+from pipeline.svg import LINES, Colour
 
 Entry = Mapping[str, Any]
 
@@ -22,20 +23,6 @@ class Chart:
     note: str
     """What to see in it and how to read it."""
     svg: str
-
-
-def probe(name: str, config: Entry) -> Figure:
-    """What the probe of that name measures, by the run's own config; a share of samples where it does not say."""
-    asked: Entry = ((config.get("evaluation") or {}).get("probes") or {}).get(name) or {}
-    prompts: Sequence[str] = asked.get("prompts") or ()
-    on = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts (“{prompts[0]}” …)" if prompts else ""
-    if asked.get("type") == "kl" or (not asked and name.endswith("kl")):
-        return Figure(name, "nats", f"KL to the initial policy on {on}, nats a completion" if on else "nats")
-    if not asked:
-        return Figure(name, "share", "")
-    pattern = _shortened(str(asked.get("pattern")))
-    meaning = f"share of {asked.get('samples', '')} samples a prompt that are exactly /{pattern}/, on {on}"
-    return Figure(name, "share", meaning)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -102,13 +89,9 @@ def _probes(labels: Sequence[str], values: Sequence[Entry], config: Entry) -> li
     for number, (pattern, names) in enumerate(together.items()):
         lines = [_line(name, name, values, LINES[at % len(LINES)]) for at, name in enumerate(names)]
         svg = plots.by_round(f"probe-{number}", labels, lines, share=True)
-        title = names[0] if len(names) == 1 else f"Samples that are exactly /{_shortened(pattern)}/"
+        title = names[0] if len(names) == 1 else f"Samples exactly /{shortened(pattern, 20)}/"
         found.append(Chart(title, probe(names[0], config).meaning if len(names) == 1 else ", ".join(names), svg))
     return found
-
-
-def _shortened(pattern: str) -> str:
-    return pattern if len(pattern) <= 24 else f"{pattern[:24]}…"
 
 
 def _limits(metric: str, lines: Sequence[Line], config: Entry) -> list[Level]:
@@ -126,11 +109,7 @@ def _limits(metric: str, lines: Sequence[Line], config: Entry) -> list[Level]:
 def training(rounds: Sequence[Entry], evidence: Sequence[Evidence], config: Entry) -> list[Chart]:
     """Loss, rewards, accuracy and log-probabilities by optimiser step, rounds laid end to end."""
     steps = [step for found in evidence for step in found.steps]
-    spans = [
-        (f"round {entry.get('round')}" if len(rounds) <= 5 else str(entry.get("round")), len(found.steps))
-        for entry, found in zip(rounds, evidence, strict=True)
-        if found.steps
-    ]
+    spans = _spans([(entry, len(found.steps)) for entry, found in zip(rounds, evidence, strict=True) if found.steps])
     if not steps:
         return []
     trainer = config.get("trainer") or {}
@@ -156,7 +135,13 @@ def training(rounds: Sequence[Entry], evidence: Sequence[Evidence], config: Entr
     ]
 
 
-def _step_lines(steps: Sequence[Entry], *wanted: tuple[str, str, plots.Colour]) -> list[Line]:
+def _spans(rounds: Sequence[tuple[Entry, int]]) -> list[tuple[str, int]]:
+    """(label, steps) a round; the label is a bare number where a round is too narrow for more."""
+    wide = 0.18 * sum(steps for _, steps in rounds)
+    return [(f"{'round ' if steps >= wide else ''}{entry.get('round')}", steps) for entry, steps in rounds]
+
+
+def _step_lines(steps: Sequence[Entry], *wanted: tuple[str, str, Colour]) -> list[Line]:
     return [_line(label, key, steps, colour) for label, key, colour in wanted if _any(key, steps)]
 
 
@@ -168,7 +153,7 @@ def data(rounds: Sequence[Entry], evidence: Sequence[Evidence], config: Entry) -
     if scored:
         first, values = scored[0]
         first += " (initial policy)" if first == "round 0" else ""
-        shown: list[tuple[str, np.ndarray, plots.Colour]] = [(first, values, "muted")]
+        shown: list[tuple[str, np.ndarray, Colour]] = [(first, values, "muted")]
         if len(scored) > 1:
             shown.append((*scored[-1], "c1"))
         svg = plots.distributions("scores", shown, "score")
@@ -196,11 +181,6 @@ def time(labels: Sequence[str], stages: Sequence[Entry]) -> list[Chart]:
     return [Chart("Seconds by stage", "wall clock; a reused artifact counts what it cost when it was made", svg)]
 
 
-def stage_names(seconds: Sequence[Mapping[str, float]]) -> list[str]:
-    """Every stage timed, in the order of the rounds that have the most of them."""
-    return _names(sorted(seconds, key=len, reverse=True))
-
-
 def _having(
     rounds: Sequence[Entry], evidence: Sequence[Evidence], read: Callable[[Evidence], np.ndarray]
 ) -> list[tuple[str, np.ndarray]]:
@@ -220,7 +200,7 @@ def _any(key: str, entries: Sequence[Entry]) -> bool:
     return any(_number(entry.get(key)) is not None for entry in entries)
 
 
-def _line(label: str, key: str, entries: Sequence[Entry], colour: plots.Colour = "c1") -> Line:
+def _line(label: str, key: str, entries: Sequence[Entry], colour: Colour = "c1") -> Line:
     low, high = ([_number(entry.get(f"{key}_{end}")) for entry in entries] for end in ("low", "high"))
     known = any(value is not None for value in low)
     values = [_number(entry.get(key)) for entry in entries]

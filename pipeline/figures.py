@@ -1,7 +1,7 @@
 """What each number of a run is called, what it means in a few words, and how it is written for people."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,12 +31,14 @@ EVALUATION: Mapping[str, Figure] = {
     "length": Figure("Length", "tokens", "mean tokens a completion"),
     "length_ratio": Figure("Length ratio", "ratio", "mean length over the initial policy's"),
     "truncated": Figure("Truncated", "share", "completions cut off at the token limit"),
+    "distinct": Figure("Distinct texts", "share", "different texts among all samples; falling to few is a collapse"),
     "prompts": Figure("Held-out prompts", "count", "never trained on"),
     "samples": Figure("Samples", "count", "drawn for these figures"),
 }  # fmt: skip
 
 TRAINING: Mapping[str, Figure] = {
-    "steps": Figure("Steps", "count", "optimiser steps in the round"),
+    "step": Figure("Steps", "count", "optimiser steps in the round"),
+    "epoch": Figure("Epochs", "ratio", "passes over the round's pairs"),
     "loss": Figure("Loss", "plain", "weighted sum of the loss terms"),
     "rewards/margins": Figure("Reward margin", "nats", "implicit reward of chosen minus that of rejected"),
     "rewards/accuracies": Figure("Reward accuracy", "share", "pairs whose chosen reward is the higher"),
@@ -44,6 +46,8 @@ TRAINING: Mapping[str, Figure] = {
     "rewards/rejected": Figure("Reward, rejected", "nats", "implicit reward of the rejected completions"),
     "logps/chosen": Figure("Log-probability, chosen", "nats", "of a whole completion under the policy"),
     "logps/rejected": Figure("Log-probability, rejected", "nats", "of a whole completion under the policy"),
+    "lengths/chosen": Figure("Length, chosen", "tokens", "mean tokens of the chosen completions"),
+    "lengths/rejected": Figure("Length, rejected", "tokens", "mean tokens of the rejected completions"),
     "nll": Figure("NLL", "nats", "negative log-likelihood of the chosen completions, a token"),
     "kl": Figure("KL to reference", "nats", "estimated on the training pairs"),
     "grad_norm": Figure("Gradient norm", "plain", "before clipping"),
@@ -62,15 +66,54 @@ DATA: Mapping[str, Figure] = {
     "scores/abstained": Figure("Abstained", "share", "candidates the judge gave no score"),
 }
 
-DROP_REASONS: Mapping[str, str] = {
+DROP_REASONS: Mapping[str, str] = {  # as ``pairing.REASONS`` defines them
     "abstained": "fewer than two candidates have a score",
-    "identical": "chosen and rejected would be the same completion",
-    "tie": "all candidates scored the same",
+    "identical": "every scored candidate is the same completion, or the best and the worst one are",
+    "tie": "all scores are equal, though the completions differ",
     "truncated": "what scored above the worst had stopped at the token limit",
     "empty": "what scored above the worst was empty",
     "margin": "the two scores differ by less than the margin asked for",
     "floor": "the chosen score is below the lowest one allowed",
 }
+
+STAGES: Mapping[str, str] = {
+    "sample": "the round's candidates",
+    "judge": "scores of the candidates",
+    "pair": "preference pairs from the scores",
+    "reference": "log-probabilities of the pairs under the reference",
+    "train": "the optimiser's steps",
+    "evaluate": "held-out samples, their scores and the probes",
+    "engine": "starting the sampling engine and moving weights into it",
+    "policy": "the initial policy: made or fetched",
+    "prompts": "read and rendered",
+}
+
+
+def stage_names(seconds: Sequence[Mapping[str, float]]) -> list[str]:
+    """Every stage timed, in the order of the rounds that have the most of them."""
+    return list(dict.fromkeys(name for entry in sorted(seconds, key=len, reverse=True) for name in entry))
+
+
+def probe(name: str, config: Mapping[str, Any]) -> Figure:
+    """What the probe of that name measures, by the run's own config; a share of samples where it does not say."""
+    asked: Mapping[str, Any] = ((config.get("evaluation") or {}).get("probes") or {}).get(name) or {}
+    prompts: Sequence[str] = asked.get("prompts") or ()
+    on = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts (“{prompts[0]}” …)" if prompts else ""
+    if asked.get("type") == "kl" or (not asked and name.endswith("kl")):
+        return Figure(name, "nats", f"KL to the initial policy on {on}, nats a completion" if on else "nats")
+    if not asked:
+        return Figure(name, "share", "")
+    pattern = shortened(str(asked.get("pattern")), 40)
+    meaning = f"share of {asked.get('samples', '')} samples a prompt that are exactly /{pattern}/, on {on}"
+    return Figure(name, "share", meaning)
+
+
+def shortened(pattern: str, limit: int) -> str:
+    """A regular expression in at most ``limit`` characters, cut between alternatives where it has some."""
+    if len(pattern) <= limit:
+        return pattern
+    whole = pattern.rfind("|", 0, limit)
+    return f"{pattern[: whole + 1 if whole > 0 else limit - 1]}…"
 
 
 def write(value: Any, unit: Unit = "plain") -> str:

@@ -1,42 +1,22 @@
-"""Charts as inline SVG: matplotlib draws, the page's style sheet colours.
+"""The kinds of chart a report has, drawn by matplotlib: values in, one inline SVG out."""
 
-Every colour is drawn as a placeholder and replaced by a CSS variable (``var(--ink)``, ``var(--c1)`` …), so one drawing
-reads well in light and in dark. The same input gives the same bytes: ids come from the chart's name, and no date or
-version is written. Nothing here touches matplotlib's global state, so charts may be drawn beside a user's own.
-"""
-
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Concatenate, Literal, ParamSpec
+from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-Numbers = Sequence[float | None]
-P = ParamSpec("P")
-Colour = Literal["c1", "c2", "c3", "c4", "c5", "c6", "ink", "muted", "rule", "good", "bad"]
-LINES: tuple[Colour, ...] = ("c1", "c2", "c3", "c4", "c5", "c6")
+from pipeline.svg import LINES, PLACEHOLDERS, Colour, drawn
 
-PLACEHOLDERS: Mapping[str, str] = {
-    name: f"#0000{number:02x}" for number, name in enumerate(("ink", "muted", "rule", "good", "bad", *LINES), start=1)
-}
-STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 10.5, "text.parse_math": False, "axes.unicode_minus": True,
-    "text.color": PLACEHOLDERS["ink"], "axes.labelcolor": PLACEHOLDERS["muted"],
-    "xtick.color": PLACEHOLDERS["muted"], "ytick.color": PLACEHOLDERS["muted"],
-    "axes.edgecolor": PLACEHOLDERS["rule"], "grid.color": PLACEHOLDERS["rule"], "grid.linewidth": 0.6,
-    "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False, "svg.fonttype": "none",
-    "lines.linewidth": 1.8, "lines.markersize": 4.5, "xtick.major.size": 0, "ytick.major.size": 0,
-}  # fmt: skip
+Numbers = Sequence[float | None]
+FILLS: tuple[Colour, ...] = (*LINES, "muted")
+HATCHES = ("", "////", "....")
+"""Parts of a bar: every colour plain, then every colour hatched, then dotted."""
 POINTS = 400
 """A curve has at most this many points; longer ones are averaged in bins."""
 
@@ -62,20 +42,7 @@ class Level:
     """Write the label under the line, where curves keep above it."""
 
 
-def _drawn(draw: Callable[Concatenate[str, P], Figure]) -> Callable[Concatenate[str, P], str]:
-    """Draw in our style, whatever the user's matplotlib is set to, and give the SVG; the first argument names it."""
-
-    @wraps(draw)
-    def drawn(name: str, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
-            return _svg(draw(name, *args, **kwargs), name)
-
-    return drawn
-
-
-@_drawn
+@drawn
 def by_round(
     name: str, rounds: Sequence[str], lines: Sequence[Line], levels: Sequence[Level] = (), share: bool = False
 ) -> Figure:
@@ -104,7 +71,7 @@ def by_round(
     return figure
 
 
-@_drawn
+@drawn
 def by_step(
     name: str,
     rounds: Sequence[tuple[str, int]],
@@ -138,7 +105,7 @@ def by_step(
     return figure
 
 
-@_drawn
+@drawn
 def distributions(name: str, samples: Sequence[tuple[str, np.ndarray, Colour]], unit: str) -> Figure:
     """Histograms over one set of bins, as shares of their own sample; bars side by side for a few distinct values."""
     figure, axes = _figure()
@@ -157,11 +124,11 @@ def distributions(name: str, samples: Sequence[tuple[str, np.ndarray, Colour]], 
     axes.set_xlabel(unit)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
-    _legend(axes, [(label, colour) for label, _, colour in samples])
+    _legend(axes, [(label, {"facecolor": PLACEHOLDERS[colour]}) for label, _, colour in samples])
     return figure
 
 
-@_drawn
+@drawn
 def spreads(name: str, samples: Sequence[tuple[str, np.ndarray]], unit: str, limit: Level | None = None) -> Figure:
     """One row a sample: a dot at the median, a thick bar for the middle half, a thin one for the middle 90%."""
     figure, axes = _figure(height=max(1.4, 0.55 + 0.3 * len(samples)), grid="x")
@@ -181,51 +148,36 @@ def spreads(name: str, samples: Sequence[tuple[str, np.ndarray]], unit: str, lim
     return figure
 
 
-@_drawn
+@drawn
 def stacked(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], unit: str) -> Figure:
     """One bar a row, a segment a part; parts keep one colour and the order in which they first appear."""
     parts = list(dict.fromkeys(part for _, values in rows for part in values))
-    figure, axes = _figure(height=max(1.4, 0.75 + 0.32 * len(rows)), grid="x")
+    columns = 5
+    height = 0.55 + 0.32 * len(rows) + 0.22 * math.ceil(len(parts) / columns)
+    figure, axes = _figure(width=6.2, height=max(1.4, height), grid="x")
     left = np.zeros(len(rows))
-    for number, part in enumerate(parts):
+    fills = [_fill(number) for number in range(len(parts))]
+    for part, fill in zip(parts, fills, strict=True):
         width = np.array([values.get(part) or 0.0 for _, values in rows])
-        colour = LINES[number % len(LINES)]
-        alpha = 0.55 ** (number // len(LINES))
-        axes.barh(range(len(rows)), width, 0.6, left, color=PLACEHOLDERS[colour], alpha=alpha)
+        axes.barh(range(len(rows)), width, 0.6, left, linewidth=0, **fill)
         left += width
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(unit)
-    _legend(axes, [(part, LINES[number % len(LINES)]) for number, part in enumerate(parts)])
+    _legend(axes, list(zip(parts, fills, strict=True)), columns)
     return figure
 
 
 # ---------------------------------------------------------------------------------------------- pieces
-def _figure(height: float = 2.7, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.5, height), layout="constrained")
+def _figure(width: float = 4.5, height: float = 2.7, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
+    """Axes on a sheet of so many inches, with lines across or down it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(axis=grid)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left") if grid == "y" else ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
     return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> str:
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(buffer.getvalue(), name)
-
-
-def _inline(svg: str, name: str) -> str:
-    """``svg`` fit to stand in an HTML page: no prolog, no fixed size, its own ids, and the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
-    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    variables = {placeholder: f"var(--{colour})" for colour, placeholder in PLACEHOLDERS.items()}
-    svg = re.sub(r"((?:fill|stroke): )(#0000[0-9a-f]{2})", lambda m: m[1] + variables.get(m[2], m[2]), svg)
-    return "\n".join(line.strip() for line in svg.splitlines() if line.strip())
 
 
 def _array(values: Numbers) -> np.ndarray:
@@ -293,9 +245,15 @@ def _bars(axes: Axes, distinct: np.ndarray, samples: Sequence[tuple[str, np.ndar
     axes.set_xticks(range(len(distinct)), [f"{value:g}".replace("-", "−") for value in distinct])
 
 
-def _legend(axes: Axes, entries: Sequence[tuple[str, Colour]]) -> None:
-    handles = [Patch(color=PLACEHOLDERS[colour]) for _, colour in entries]
+def _fill(number: int) -> dict[str, Any]:
+    """How the part of that number is filled: a colour of its own, and once they are used up a hatched one."""
+    colour, hatch = FILLS[number % len(FILLS)], HATCHES[number // len(FILLS) % len(HATCHES)]
+    return {"facecolor": PLACEHOLDERS[colour], "edgecolor": PLACEHOLDERS["paper"], "hatch": hatch}
+
+
+def _legend(axes: Axes, entries: Sequence[tuple[str, dict[str, Any]]], columns: int = 3) -> None:
+    handles = [Patch(linewidth=0, **fill) for _, fill in entries]
     axes.legend(
-        handles, [label for label, _ in entries], loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3,
+        handles, [label for label, _ in entries], loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns,
         fontsize=10, handlelength=0.8, handleheight=0.8, columnspacing=1.1, handletextpad=0.4, borderaxespad=0.2,
     )  # fmt: skip

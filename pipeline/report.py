@@ -5,48 +5,25 @@
 everything but the charts, and the page forbids itself scripts and requests.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline import charts
-from pipeline.evidence import Evidence, gather
-from pipeline.figures import DATA, DROP_REASONS, EVALUATION, MISSING, TRAINING, Figure, duration, interval, write
+from pipeline import charts, grids
+from pipeline.evidence import Answer, Comparison, Evidence, compare, gather
+from pipeline.figures import EVALUATION, interval, probe, write
+from pipeline.grids import Cell, round_name
 from pipeline.store import Store
 from pipeline.texts import fold, one_line, short, toml_lines
 
-PLAIN = ("name", "description", "reason", "policy", "command", "workspace", "directory")
+Entry = Mapping[str, Any]
+PLAIN = ("name", "description", "reason", "policy", "workspace", "directory")
 """What the page takes from the status as it is; empty where the status has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    text: str
-    note: str = ""
-    """Small print under the figure: an interval, a share."""
-    failed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    label: str
-    meaning: str
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table with one column a round."""
-
-    columns: Sequence[str]
-    rows: Sequence[Row]
-
-
-def write_report(status: Mapping[str, Any], store: Store, path: Path) -> Path:
+def write_report(status: Entry, store: Store, path: Path) -> Path:
     """Write the report of one run to ``path``, whole or not at all.
 
     Args:
@@ -72,47 +49,60 @@ def _environment() -> Environment:
     )  # fmt: skip
 
 
-def _context(status: Mapping[str, Any], store: Store) -> dict[str, Any]:
-    rounds: list[Mapping[str, Any]] = list(status.get("rounds") or ())
-    initial: Mapping[str, Any] = status.get("initial") or {}
-    config: Mapping[str, Any] = status.get("config") or {}
-    evidence = [gather(entry.get("artifacts") or {}, store) for entry in rounds]
+def _context(status: Entry, store: Store) -> dict[str, Any]:
+    rounds: list[Entry] = list(status.get("rounds") or ())
+    initial: Entry = status.get("initial") or {}
+    config: Entry = status.get("config") or {}
+    prompts = {name: key for name, key in _artifacts(initial).items() if name == "prompts"}
+    evidence = [gather({**prompts, **_artifacts(entry)}, store) for entry in rounds]
+    told = list(zip(map(round_name, rounds), rounds, evidence, strict=True))
     stages = ([initial] if initial else []) + rounds
-    labels = (["initial"] if initial else []) + [_name(entry) for entry in rounds]
+    best = _shown(status, rounds)
+    answers = compare(_artifacts(initial), _artifacts(best), store)
     return {
         "status": {**dict.fromkeys(PLAIN, ""), **status},
         "title": status.get("title") or status.get("name") or "run", "state": status.get("state", ""),
         "headline": _headline(status, initial, rounds), "judge_note": _judge_note(stages),
         "rounds": [_round(entry) for entry in rounds],
-        "gaps": [f"{_name(entry)}: {gap}" for entry, found in zip(rounds, evidence, strict=True) for gap in found.gaps],
-        "evaluation": Grid(labels, list(_evaluation_rows(stages, config))),
-        "training": Grid([_name(entry) for entry in rounds], list(_training_rows(rounds))),
-        "data": Grid([_name(entry) for entry in rounds], list(_data_rows(rounds))),
-        "gate": Grid([_name(entry) for entry in rounds], list(_gate_rows(rounds))),
-        "time": Grid([*labels, "all"], list(_time_rows(stages))),
+        "gaps": _gaps([*((name, found.gaps) for name, _, found in told), ("held-out answers", answers.gaps)]),
+        "evaluation": grids.evaluation(stages, config), "training": grids.training(rounds),
+        "data": grids.data(rounds), "gate": grids.gate(rounds), "time": grids.time(stages),
         "evaluation_charts": charts.evaluation(initial, rounds, config),
         "training_charts": charts.training(rounds, evidence, config),
         "data_charts": charts.data(rounds, evidence, config),
-        "time_charts": charts.time(labels, stages),
+        "time_charts": charts.time([round_name(entry) for entry in stages], stages),
         "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
-        "pairs": [(_name(entry), [_pair(row) for row in found.pairs])
-                  for entry, found in zip(rounds, evidence, strict=True) if found.pairs],
+        "answers": _said(best, answers),
+        "pairs": [(name, [_pair(row) for row in found.pairs]) for name, _, found in told if found.pairs],
         "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(config)),
     }  # fmt: skip
 
 
-def _name(entry: Mapping[str, Any]) -> str:
-    return "initial" if entry.get("round") == -1 else f"round {entry.get('round')}"
+def _artifacts(entry: Entry) -> Mapping[str, str]:
+    return entry.get("artifacts") or {}
+
+
+def _gaps(found: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """One line a gap, naming every round it concerns."""
+    places: dict[str, list[str]] = {}
+    for name, gaps in found:
+        for gap in gaps:
+            places.setdefault(gap, []).append(name)
+    return [f"{', '.join(names)}: {gap}" for gap, names in places.items()]
 
 
 # ---------------------------------------------------------------------------------------------- headline and rounds
-def _headline(
-    status: Mapping[str, Any], initial: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _shown(status: Entry, rounds: Sequence[Entry]) -> Entry:
+    """The round whose policy the page speaks of: the best one's, else the last one's; empty before the first."""
     best = status.get("best_round", -1)
-    shown = next((entry for entry in rounds if entry.get("round") == best), rounds[-1] if rounds else None)
-    before, after = initial.get("evaluation") or {}, (shown or {}).get("evaluation") or {}
-    if shown is None:
+    last: Entry = rounds[-1] if rounds else {}
+    return next((entry for entry in rounds if entry.get("round") == best), last)
+
+
+def _headline(status: Entry, initial: Entry, rounds: Sequence[Entry]) -> dict[str, Any]:
+    best, shown = status.get("best_round", -1), _shown(status, rounds)
+    before, after = initial.get("evaluation") or {}, shown.get("evaluation") or {}
+    if not shown:
         which = "no round has finished yet"
     elif shown.get("round") == best:
         which = f"the best policy, of round {best}"
@@ -124,7 +114,7 @@ def _headline(
     }  # fmt: skip
 
 
-def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str], str]]:
+def _cards(before: Entry, after: Entry) -> Iterator[tuple[str, str, list[str], str]]:
     """(label, figure, small print, meaning) of the few figures everybody asks for."""
     for name, changed, suffix in (
         ("win_rate_vs_initial", None, ""), ("score_delta", "score_mean", ""), ("kl", None, " nats"),
@@ -140,17 +130,15 @@ def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tupl
         yield figure.label, write(after[name], figure.unit) + suffix, [line for line in small if line], figure.meaning
 
 
-def _probe_changes(
-    before: Mapping[str, Any], after: Mapping[str, Any], config: Mapping[str, Any]
-) -> Iterator[tuple[str, str, str, str]]:
+def _probe_changes(before: Entry, after: Entry, config: Entry) -> Iterator[tuple[str, str, str, str]]:
     """(name, meaning, before, after) of every probe."""
     old, new = before.get("probes") or {}, after.get("probes") or {}
     for name in dict.fromkeys([*old, *new]):
-        figure = charts.probe(name, config)
+        figure = probe(name, config)
         yield name, figure.meaning, write(old.get(name), figure.unit), write(new.get(name), figure.unit)
 
 
-def _judge_note(stages: Sequence[Mapping[str, Any]]) -> str:
+def _judge_note(stages: Sequence[Entry]) -> str:
     for entry in reversed(stages):
         evaluation = entry.get("evaluation") or {}
         if evaluation.get("judge_labelled") is None:
@@ -165,7 +153,7 @@ def _judge_note(stages: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _round(entry: Entry) -> dict[str, Any]:
     evaluation, margin = entry.get("evaluation") or {}, entry.get("margin") or {}
     dropped = entry.get("dropped") or {}
     gate = entry.get("gate") or {}
@@ -178,7 +166,7 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     ratio = evaluation.get("length_ratio")
     return {
-        "name": _name(entry), "number": entry.get("round"),
+        "name": round_name(entry), "number": entry.get("round"),
         "decision": gate.get("decision", ""), "reason": gate.get("reason", ""),
         "failed": [name for name in failed if name not in gate.get("reason", "")],
         "cells": [
@@ -191,81 +179,10 @@ def _round(entry: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- tables by round
-def _rows(known: Mapping[str, Figure], entries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    """A row a figure that any of ``entries`` has: the known ones first, in their order."""
-    names = dict.fromkeys([*known, *(name for entry in entries for name in entry)])
-    for name in names:
-        base = re.sub(r"_(low|high)$", "", name)
-        values = [entry.get(name) for entry in entries]
-        if all(value is None for value in values) or (base != name and any(base in entry for entry in entries)):
-            continue
-        figure = known.get(name, Figure(name))
-        yield Row(
-            figure.label, figure.meaning,
-            [Cell(write(entry.get(name), figure.unit), interval(entry, name, figure.unit)) for entry in entries],
-        )  # fmt: skip
-
-
-def _evaluation_rows(stages: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[Row]:
-    evaluations = [entry.get("evaluation") or {} for entry in stages]
-    apart = ("probes", "judge", "judge_labelled")
-    yield from _rows(EVALUATION, [{k: v for k, v in entry.items() if k not in apart} for entry in evaluations])
-    probes = [entry.get("probes") or {} for entry in evaluations]
-    figures = {name: charts.probe(name, config) for entry in probes for name in entry}
-    yield from _rows({name: Figure(name, figure.unit) for name, figure in figures.items()}, probes)
-
-
-def _training_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    yield from _rows(TRAINING, [entry.get("training") or {} for entry in rounds])
-
-
-def _data_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    flat = [
-        {"groups": entry.get("groups"), "pairs": entry.get("pairs"),
-         **{f"margin/{name}": value for name, value in (entry.get("margin") or {}).items()},
-         **{f"scores/{name}": value for name, value in (entry.get("scores") or {}).items()},
-         **{f"dropped/{name}": value for name, value in (entry.get("dropped") or {}).items()}}
-        for entry in rounds
-    ]  # fmt: skip
-    reasons = dict.fromkeys(reason for entry in rounds for reason in entry.get("dropped") or {})
-    drops = {f"dropped/{name}": Figure(f"Dropped: {name}", "count", DROP_REASONS.get(name, "")) for name in reasons}
-    head = {name: DATA[name] for name in ("groups", "pairs")}
-    yield from _rows({**head, **drops, **DATA}, flat)
-
-
-def _gate_rows(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    found = [{check["condition"]: check for check in (entry.get("gate") or {}).get("checks") or ()} for entry in rounds]
-    for condition in dict.fromkeys(condition for checks in found for condition in checks):
-        cells = [
-            Cell(write(checks[condition]["value"]), "✓ holds" if checks[condition]["passed"] else "✕ fails",
-                 not checks[condition]["passed"]) if condition in checks else Cell(MISSING)
-            for checks in found
-        ]  # fmt: skip
-        yield Row(condition, "", cells)
-    if rounds:
-        yield Row("decision", "", [Cell((entry.get("gate") or {}).get("decision") or MISSING) for entry in rounds])
-
-
-def _time_rows(stages: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    seconds = [entry.get("seconds") or {} for entry in stages]
-    names = charts.stage_names(seconds)
-    for name in names:
-        values = [entry.get(name) for entry in seconds]
-        total = sum(value for value in values if value)
-        yield Row(name, "", [Cell(write(value, "seconds")) for value in [*values, total]])
-    if names:
-        totals = [sum(entry.values()) for entry in seconds]
-        yield Row("all", "", [Cell(duration(total)) for total in [*totals, sum(totals)]])
-    memory = [entry.get("memory") or {} for entry in stages]
-    for name in dict.fromkeys(name for entry in memory for name in entry):
-        cells = [Cell(write(entry.get(name))) for entry in memory]
-        yield Row(name, "GiB the engine gave back", [*cells, Cell(MISSING)])
-
-
+# ---------------------------------------------------------------------------------------------- texts
 def _drops(
-    rounds: Sequence[Mapping[str, Any]], evidence: Sequence[Evidence]
-) -> Iterator[tuple[str, str, int | None, Sequence[Mapping[str, Any]]]]:
+    rounds: Sequence[Entry], evidence: Sequence[Evidence]
+) -> Iterator[tuple[str, str, int | None, Sequence[Entry]]]:
     """(round, reason, groups dropped, examples); the examples' texts shortened to a line."""
     for entry, found in zip(rounds, evidence, strict=True):
         dropped = entry.get("dropped") or {}
@@ -275,11 +192,10 @@ def _drops(
                 for row in found.drops.get(reason, ())
             ]
             if examples:
-                yield _name(entry), reason, dropped.get(reason), examples
+                yield round_name(entry), reason, dropped.get(reason), examples
 
 
-# ---------------------------------------------------------------------------------------------- texts
-def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
+def _pair(row: Entry) -> dict[str, Any]:
     turns = row.get("prompt_messages") or []
     return {
         "prompt": fold(row["prompt_text"]), "prompt_id": row["prompt_id"], "margin": short(row["margin"]),
@@ -292,15 +208,35 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- lineage and config
-def _lineage(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _said(best: Entry, answers: Comparison) -> dict[str, Any]:
     return {
-        "name": _name(entry), "policy_in": entry.get("policy_in") or "", "policy_out": entry.get("policy_out") or "",
-        "artifacts": list((entry.get("artifacts") or {}).items()),
+        "policy": round_name(best), "samples": answers.samples, "changed": answers.changed,
+        "shown": [_answer(answer, round_name(best)) for answer in answers.shown],
     }  # fmt: skip
 
 
-def _losses(config: Mapping[str, Any]) -> str:
+def _answer(answer: Answer, policy: str) -> dict[str, Any]:
+    number = answer.before["index"] + 1
+    return {
+        "prompt": fold(answer.prompt), "prompt_id": answer.prompt_id, "turns": [],
+        "note": f"sample {number} of {answer.samples}; {answer.changed or 'none'} changed",
+        "sides": [
+            {"kind": kind, "name": name, "text": fold(row["text"]), "tokens": row["tokens"],
+             "cut": row["finish_reason"] == "length"}
+            for kind, name, row in (("before", "initial policy", answer.before), ("after", policy, answer.after))
+        ],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- lineage and config
+def _lineage(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": round_name(entry), "artifacts": list(_artifacts(entry).items()),
+        "policy_in": entry.get("policy_in") or "", "policy_out": entry.get("policy_out") or "",
+    }  # fmt: skip
+
+
+def _losses(config: Entry) -> str:
     trainer = config.get("trainer") or {}
     terms = " + ".join(f"{term.get('weight', 1):g} × {term.get('type')}" for term in trainer.get("loss") or ())
     return f"{terms}, β = {trainer.get('beta')}" if terms else ""
