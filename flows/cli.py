@@ -127,7 +127,7 @@ def _say_what_next(made: Run, status: dict[str, Any]) -> None:
     console.say(f"\n[bold]{status['state']}[/]: {status['reason']}")
     console.say(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})")
     console.say(f"  report   {made.directory / 'report.html'}")
-    at = f" --workspace {made.workspace}" if made.workspace.name != "workspace" else ""
+    at = f" --workspace {made.workspace}" if made.workspace != Path("workspace").resolve() else ""
     console.say(f"  next     ratchet status {made.name}{at}")
 
 

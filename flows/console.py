@@ -17,6 +17,9 @@ from flows.doctor import Finding
 from pipeline.protocols import Progress
 
 
+UNKNOWN = "not known: no sample was judged"
+
+
 class Console:
     """Writes to stderr while work goes on, so that stdout holds a command's result and nothing else."""
 
@@ -112,12 +115,18 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
         ("margin", f"mean {state['margin']['mean']:.2f}, median {state['margin']['median']:.2f}"),
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
-        ("score", f"{figures['score_mean']:.3f}, change since the initial policy {interval(figures, 'score_delta')}"),
+        ("score", _scores(figures)),
         ("KL", f"{figures['kl']:.2f} nats to the initial policy; length × {figures['length_ratio']:.2f}"),
         *probe_rows(figures),
         ("gate", f"{decision}: {gate['reason']}"),
         ("seconds", seconds),
     ]  # fmt: skip
+
+
+def _scores(figures: Mapping[str, Any]) -> str:
+    if figures["score_mean"] is None:
+        return UNKNOWN
+    return f"{figures['score_mean']:.3f}, change since the initial policy {interval(figures, 'score_delta')}"
 
 
 def probe_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -129,5 +138,5 @@ def interval(figures: Mapping[str, Any], name: str) -> str:
     """``0.612 (0.580 to 0.644)``; round brackets, because rich reads square ones."""
     value, low, high = (figures[key] for key in (name, f"{name}_low", f"{name}_high"))
     if value is None:
-        return "not known: no sample was judged"
+        return UNKNOWN
     return f"{value:.3f} ({low:.3f} to {high:.3f})" if low is not None else f"{value:.3f}"

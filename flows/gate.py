@@ -11,13 +11,18 @@ OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operat
 
 
 def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
-    """Promote where every condition holds; else ``config.on_failure``. A figure that is NaN fails its condition."""
+    """Promote where every condition holds; else ``config.on_failure``. A figure that is not known fails its condition."""
     checks = tuple(_check(condition, evaluation) for condition in config.require)
     failed = [check for check in checks if not check.passed]
     if not failed:
         return GateDecision("promote", "every condition of the gate holds", checks)
-    said = "; ".join(f"{check.condition} does not hold ({check.value:.4g})" for check in failed)
+    said = "; ".join(f"{check.condition} does not hold ({written(check.value)})" for check in failed)
     return GateDecision(config.on_failure, said, checks)
+
+
+def written(value: float | None) -> str:
+    """A figure in a sentence. There is none where no sample was judged, or, for an interval, where one prompt was."""
+    return "not known" if value is None else f"{value:.4g}"
 
 
 def _check(condition: str, evaluation: Mapping[str, Any]) -> GateCheck:
@@ -25,5 +30,6 @@ def _check(condition: str, evaluation: Mapping[str, Any]) -> GateCheck:
     assert match is not None, "validated with the config"
     metric = match["metric"]
     probe = metric.removeprefix("probes.")
-    value = float(evaluation["probes"][probe] if metric != probe else evaluation[metric])
-    return GateCheck(condition, value, bool(OPERATORS[match["operator"]](value, float(match["limit"]))))
+    value = evaluation["probes"][probe] if metric != probe else evaluation[metric]
+    passed = value is not None and OPERATORS[match["operator"]](value, float(match["limit"]))
+    return GateCheck(condition, value, bool(passed))

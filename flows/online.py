@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import environment, stages
 from flows.console import Console, round_rows
 from flows.evaluate import evaluate
-from flows.gate import decide
+from flows.gate import decide, written
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
@@ -172,6 +172,6 @@ def _publish(session: Session, state: RoundState, made: dict[str, Artifact]) -> 
     create_markdown_artifact(
         key=f"{key}-gate",
         markdown=f"## Round {state.round}: {state.gate.decision}\n\n{state.gate.reason}\n\n"
-        + "\n".join(f"- {'✓' if c.passed else '✗'} `{c.condition}`: {c.value:.4g}" for c in state.gate.checks)
+        + "\n".join(f"- {'✓' if c.passed else '✗'} `{c.condition}`: {written(c.value)}" for c in state.gate.checks)
         + f"\n\nReport: `{run.directory / 'report.html'}`",
     )

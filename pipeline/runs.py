@@ -8,6 +8,7 @@ The files point to artifacts by key; nothing here is needed to resume, since eve
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.store import Store, locked, write_json
 from pipeline.types import Policy, RoundState
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EXTENDABLE = ("rounds", "title", "description")
 """Settings that may change when a run is taken up again: they decide nothing that was already made."""
 
@@ -27,8 +29,10 @@ class Run:
     """One named run in a workspace."""
 
     def __init__(self, workspace: Path, name: str) -> None:
-        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise ConfigError(f"--name {name!r}: allowed are letters, digits, '-', '_' and '.'")
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"--name {name!r}: allowed are letters and digits of ASCII, and after them '-', '_' and '.'"
+            )
         self.workspace = workspace.resolve()
         self.name = name
         self.directory = self.workspace / "runs" / name
@@ -40,11 +44,12 @@ class Run:
         runs = workspace / "runs"
         found = sorted(runs.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
         names = [file.parent.name for file in found]
-        if name is None and names:
+        if not names:
+            raise ConfigError(f"there are no runs in {runs}; give --workspace where they are elsewhere")
+        if name is None:
             return cls(workspace, names[0])
-        if name is None or name not in names:
-            there = ", ".join(names) if names else "no runs yet"
-            raise ConfigError(f"run {name or ''!r} is not in {runs} ({there})")
+        if name not in names:
+            raise ConfigError(f"run {name!r} is not in {runs}; it has {', '.join(names)}")
         return cls(workspace, name)
 
     @contextmanager

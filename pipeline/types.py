@@ -98,7 +98,8 @@ class Policy:
 class GateCheck:
     condition: str
     """As in the config, e.g. ``kl <= 10``."""
-    value: float
+    value: float | None
+    """None where it could not be measured: no sample was judged."""
     passed: bool
 
 
@@ -126,8 +127,8 @@ class RoundState:
     """Groups that gave no pair, by reason; ``pairs + sum(dropped) == groups``."""
     margin: Mapping[str, float]
     """Mean, median and standard deviation of the kept pairs' margins, in the judge's units."""
-    scores: Mapping[str, float]
-    """Mean and standard deviation of all the round's scores, and the abstention share."""
+    scores: Mapping[str, float | None]
+    """Mean and standard deviation of all the round's scores (None where all abstained), and the abstention share."""
     training: Mapping[str, float]
     """The last step's metrics and the number of steps."""
     evaluation: Mapping[str, Any]

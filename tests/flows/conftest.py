@@ -1,0 +1,82 @@
+"""One real Prefect server and one finished run for all the claims about flows: both cost seconds."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from flows import environment
+from pipeline.recipe import load_recipe
+
+from .small import RECIPE, until
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of ``prefect server start`` on a free port, with a database of its own."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/api"
+    own = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }
+    with open(home / "server.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            env=os.environ | environment.DEFAULTS | own, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+    def healthy() -> bool:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    try:
+        until(healthy, process)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class RunSmall(Protocol):
+    workspace: Path
+
+    def __call__(self, name: str, *settings: str) -> dict[str, Any]:
+        """Run ``small.toml`` under this name in this process, with settings as ``--set`` takes them; its status."""
+
+
+@pytest.fixture(scope="session")
+def run_small(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunSmall:
+    """All in one workspace, so that they share their policy."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.online import online_dpo
+
+    class InOneWorkspace:
+        workspace = tmp_path_factory.mktemp("workspace")
+
+        def __call__(self, name: str, *settings: str) -> dict[str, Any]:
+            config = load_recipe(str(RECIPE), RECIPE.parent, settings)
+            with temporary_settings({PREFECT_API_URL: server}):
+                return online_dpo(config, name, str(self.workspace), quiet=True)
+
+    return InOneWorkspace()
+
+
+@pytest.fixture(scope="session")
+def finished(run_small: RunSmall) -> dict[str, Any]:
+    """The status of a run of two promoted rounds."""
+    return run_small("finished")

@@ -1,0 +1,94 @@
+"""Runs of ``small.toml``: as the command a user gives, in a process of its own, or in this one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = Path(__file__).with_name("small.toml")
+LONGER = (
+    "prompts.source.call.args.ravin=300", "sampling.n=8", "policy.epochs=30", "trainer.batch_size=16",
+)  # fmt: skip
+"""Settings that make every stage long enough to be interrupted, and the prompts two shards."""
+PATIENCE = 300.0
+"""Seconds until a test that waits gives up. Nothing here depends on how long a machine takes."""
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait for ``condition``; an error where ``process`` ends before it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process is None or process.poll() is None, f"it ended with exit code {process.returncode}"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+class Ratchet:
+    """``ratchet run small.toml`` in a session of its own, so that it can be signalled as a terminal would."""
+
+    def __init__(self, workspace: Path, *arguments: str, recipe: str = str(RECIPE), server: str | None = None) -> None:
+        self.workspace = workspace
+        self.out, self.err = workspace / "out.txt", workspace / "err.txt"
+        workspace.mkdir(exist_ok=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"PREFECT_API_URL": server} if server else {})
+        with open(self.out, "wb") as out, open(self.err, "wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "run", recipe, "--workspace", str(workspace), *arguments],
+                env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+
+    def until(self, pattern: str) -> None:
+        """Wait until a file of this pattern is in the workspace."""
+        until(lambda: any(self.workspace.glob(pattern)), self.process)
+
+    def signal(self, number: signal.Signals) -> list[psutil.Process]:
+        """Signal the whole process group; all processes the run had, those of other groups too."""
+        processes = [main := psutil.Process(self.process.pid), *main.children(recursive=True)]
+        os.killpg(self.process.pid, number)
+        return processes
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def status(self) -> dict[str, Any]:
+        """What ``--json`` printed, after a run that ended well."""
+        code = self.wait()
+        assert code == 0, self.err.read_text()
+        status: dict[str, Any] = json.loads(self.out.read_text())
+        return status
+
+
+def left(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end, given time."""
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    return alive
+
+
+def finished_files(workspace: Path) -> dict[Path, tuple[int, int]]:
+    """(mtime in ns, inode) of all that will never be written again: whole shards, and files of complete artifacts."""
+    found = {}
+    for manifest in workspace.glob("artifacts/*/*/manifest.json"):
+        found |= {file: _written(file) for file in manifest.parent.rglob("*") if _counts(file)}
+    found |= {file: _written(file) for file in workspace.glob("artifacts/*/*/[0-9]*-*.parquet")}
+    return found
+
+
+def _counts(file: Path) -> bool:
+    return file.is_file() and file.name not in (".lock", "seconds") and "state" not in file.parts
+
+
+def _written(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_ino
+
+
+def artifact_path(status: Mapping[str, Any], stage: str, key: str) -> Path:
+    return Path(status["workspace"]) / "artifacts" / stage / key
