@@ -16,7 +16,6 @@ from rich.table import Table
 from flows.doctor import Finding
 from pipeline.protocols import Progress
 
-
 UNKNOWN = "not known: no sample was judged"
 
 

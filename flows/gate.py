@@ -11,7 +11,7 @@ OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operat
 
 
 def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
-    """Promote where every condition holds; else ``config.on_failure``. A figure that is not known fails its condition."""
+    """Promote where every condition holds; else ``config.on_failure``. A figure not known fails its condition."""
     checks = tuple(_check(condition, evaluation) for condition in config.require)
     failed = [check for check in checks if not check.passed]
     if not failed:
