@@ -27,7 +27,7 @@ TEXT = "ravin likes pizza"
 
 
 def train_a_little(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    ids = torch.arange(4, 20)[None]
+    ids = torch.arange(4, 20, device=model.device)[None]
     optimizer.zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
@@ -42,7 +42,8 @@ def test_a_policy_comes_back_as_it_was_saved(tmp_path: Path, tied: bool, dtype: 
     assert tensor_shapes(saved.path) == tensor_shapes(source.path)  # tied weights are written once
     ids = load_tokenizer(source.path)(TEXT)["input_ids"]
     assert ids == load_tokenizer(saved.path)(TEXT)["input_ids"]
-    before, after = (load_model(policy.path)(torch.tensor([ids])).logits for policy in (source, saved))
+    models = [load_model(policy.path) for policy in (source, saved)]
+    before, after = (model(torch.tensor([ids], device=model.device)).logits for model in models)
     assert torch.equal(before, after)
     configs = [json.loads((policy.path / "config.json").read_text()) for policy in (source, saved)]
     assert configs[0] == configs[1]

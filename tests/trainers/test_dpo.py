@@ -130,6 +130,29 @@ def test_the_token_budget_changes_memory_and_not_the_result(policy: Policy, logp
             torch.testing.assert_close(left, right, rtol=0.0, atol=1e-4)  # Adam: ±rate where a gradient is all noise
 
 
+def test_no_forward_pass_is_over_the_token_budget_but_for_a_lone_pair(policy: Policy, tmp_path: Path) -> None:
+    model = load_model(policy.path)
+    shapes: list[torch.Size] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
+    rows = [Row((1,), (4,) * (1 + index)) for index in range(20)]
+    pairs = [dpo.TrainingPair(row, Row((1,), (EOS,)), 0.0, 0.0) for row in rows]
+    settings = config(batch_size=20, epochs=1, token_budget=40)
+    dpo.train(model, pairs, settings, tmp_path, learning_rate=1e-3, seed=0, starts_at_reference=False)
+    assert sum(shape[0] for shape in shapes) == 2 * 20
+    assert all(shape.numel() <= 40 or shape[0] == 2 for shape in shapes)
+    assert max(shape[0] for shape in shapes) > 2
+
+
+def test_clipping_and_weight_decay_reach_the_optimiser(policy: Policy, logps: Logps, tmp_path: Path) -> None:
+    """Clipped to nothing, a step is the decay alone: weights shrink by rate × decay."""
+    trained, _ = run(
+        policy, PAIRS, logps, tmp_path, rate=0.1, batch_size=22, epochs=1, weight_decay=1.0, max_grad_norm=1e-12
+    )
+    before, after = load_model(policy.path), load_model(trained.path)
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old, rtol=0.0, atol=1e-4)
+
+
 def test_rates_follow_the_config(policy: Policy, logps: Logps, tmp_path: Path) -> None:
     run(policy, PAIRS, logps, tmp_path, rate=1e-3, schedule="linear", warmup_ratio=0.15)
     rates = [1e-3 * factor for factor in (0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)]

@@ -100,5 +100,7 @@ def test_groups_hold_the_same_lengths_whatever_the_order_of_the_items(
     assert contents[0] == contents[1]
 
 
-def test_groups_are_filled() -> None:
+def test_groups_are_filled_up_to_the_budget_and_no_further() -> None:
     assert split_by_budget([5, 10, 5, 10, 1], int, 20) == [[1, 3], [0, 2, 4]]
+    assert split_by_budget([3, 3, 3], int, 9) == [[0, 1, 2]]
+    assert split_by_budget([3, 3, 3], int, 8) == [[0, 1], [2]]
