@@ -1,6 +1,7 @@
 """The command ``ratchet``. Nothing heavy is imported until a command needs it, so help and errors come at once."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -50,7 +51,11 @@ def run(
     check_calls(config)
     made = Run(workspace, name or Path(recipe).stem)
     made.check(config)
+    with made.held():  # where somebody else is on it, now is the time to say so
+        pass
 
+    if not quiet:
+        typer.echo(f"{made.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)
     from flows.environment import INTERRUPTED
     from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
 
@@ -128,7 +133,12 @@ def _say_what_next(made: Run, status: dict[str, Any]) -> None:
     console.say(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})")
     console.say(f"  report   {made.directory / 'report.html'}")
     at = f" --workspace {made.workspace}" if made.workspace != Path("workspace").resolve() else ""
-    console.say(f"  next     ratchet status {made.name}{at}")
+    console.say(f"  next     {command()} status {made.name}{at}")
+
+
+def command() -> str:
+    """``ratchet`` as one can type it here: a virtual environment that is not active needs its path."""
+    return "ratchet" if shutil.which("ratchet") else sys.argv[0]
 
 
 def _print_json(value: Any) -> None:

@@ -111,7 +111,7 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
     seconds = " · ".join(f"{stage} {value:.1f}" for stage, value in state["seconds"].items())
     return [
         ("pairs", f"{state['pairs']} kept of {state['groups']} groups; dropped: {dropped}"),
-        ("margin", f"mean {state['margin']['mean']:.2f}, median {state['margin']['median']:.2f}"),
+        *margin_rows(state["margin"]),
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
         ("score", _scores(figures)),
@@ -120,6 +120,10 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
         ("gate", f"{decision}: {gate['reason']}"),
         ("seconds", seconds),
     ]  # fmt: skip
+
+
+def margin_rows(margin: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [("margin", f"mean {margin['mean']:.2f}, median {margin['median']:.2f}")] if margin else []
 
 
 def _scores(figures: Mapping[str, Any]) -> str:

@@ -20,6 +20,12 @@ def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
     return GateDecision(config.on_failure, said, checks)
 
 
+def no_pairs(dropped: Mapping[str, int]) -> GateDecision:
+    """Stop: the judge sees no difference that pairing lets through, and more of the same rounds would not either."""
+    said = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+    return GateDecision("stop", f"pairing kept none of {sum(dropped.values())} groups ({said})")
+
+
 def written(value: float | None) -> str:
     """A figure in a sentence. There is none where no sample was judged, or, for an interval, where one prompt was."""
     return "not known" if value is None else f"{value:.4g}"

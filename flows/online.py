@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import environment, stages
 from flows.console import Console, round_rows
 from flows.evaluate import evaluate
-from flows.gate import decide, written
+from flows.gate import decide, no_pairs, written
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
@@ -108,18 +108,17 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     candidates = _stage(session, "sample", stages.sample_round, start, asked, number)
     judgments = _stage(session, "judge", stages.judge, candidates, asked, config.judge, "judge")
     pairs = _stage(session, "pair", stages.pair, candidates, judgments, asked, number)
-    reference_policy = standing.initial if config.trainer.reference == "initial" else start
-    reference = _stage(session, "reference", stages.reference, pairs, reference_policy)
-    trained = _stage(session, "train", stages.train, pairs, reference, start, number)
-    policy = policy_of(trained)
+    made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
+    if stages.has_pairs(pairs):
+        reference_policy = standing.initial if config.trainer.reference == "initial" else start
+        made["reference"] = _stage(session, "reference", stages.reference, pairs, reference_policy)
+        made["train"] = _stage(session, "train", stages.train, pairs, made["reference"], start, number)
+    policy = policy_of(made["train"]) if "train" in made else start
     held_out = read_held_out(standing.prompts)
-    evaluation = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
+    made["evaluation"] = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
 
-    gate = decide(config.gate, figures(evaluation))
-    made = {
-        "candidates": candidates, "judgments": judgments, "pairs": pairs, "reference": reference, "train": trained,
-        "evaluation": evaluation,
-    }  # fmt: skip
+    nothing_learnt = policy == start
+    gate = no_pairs(pairs.manifest["dropped"]) if nothing_learnt else decide(config.gate, figures(made["evaluation"]))
     state = summarise(number, start, policy, made, gate, session.freed)
     _publish(session, state, made)
     if gate.decision == "promote":

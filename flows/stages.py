@@ -16,7 +16,7 @@ from flows.session import Session
 from judges import make_judge
 from pipeline.calls import source_digest
 from pipeline.config import CallableJudge, JudgeConfig
-from pipeline.errors import SamplingError, TrainingError
+from pipeline.errors import SamplingError
 from pipeline.pairing import pair_groups
 from pipeline.protocols import Decoding, Judge, Progress, SampleRequest
 from pipeline.sampling import draw_seed
@@ -126,6 +126,10 @@ def pair(
     return session.store.make(spec, build)
 
 
+def has_pairs(pairs: Artifact) -> bool:
+    return bool(pairs.manifest["rows"])
+
+
 def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
     """log π_ref of both completions of every pair: once, for all epochs, sweeps and resumes."""
     from trainers.reference import Reference
@@ -150,17 +154,10 @@ def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
 
 
 def train(session: Session, pairs: Artifact, reference: Artifact, policy: Policy, round: int) -> Artifact:
-    """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it.
-
-    Raises:
-        TrainingError: pairing kept no pair.
-    """
+    """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it."""
     from trainers.dpo import train_policy
 
     trainer = session.config.trainer
-    if not pairs.manifest["rows"]:
-        said = ", ".join(f"{reason}: {count}" for reason, count in pairs.manifest["dropped"].items())
-        raise TrainingError(f"round {round}: there is no pair to train on; pairing dropped every group ({said})")
     rate = trainer.learning_rate * trainer.learning_rate_decay**round
     seed = session.config.seed * 1_000 + round
     config = trainer.model_dump(mode="json", exclude={"checkpoint_steps"}) | {"learning_rate": rate, "seed": seed}

@@ -20,7 +20,8 @@ def summarise(
     gate: GateDecision,
     freed: Mapping[str, float],
 ) -> RoundState:
-    """``made`` holds the round's artifacts by stage: candidates, judgments, pairs, reference, train, evaluation, …"""
+    """``made`` holds the round's artifacts by stage: candidates, judgments, pairs, evaluation, and if there were pairs
+    to train on, reference and train."""
     pairs = made["pairs"]
     return RoundState(
         round=round,
@@ -31,7 +32,7 @@ def summarise(
         dropped=pairs.manifest["dropped"],
         margin=_margin(pairs),
         scores=_scores(made["judgments"]),
-        training=made["train"].info["metrics"],
+        training=made["train"].info["metrics"] if "train" in made else {},
         evaluation=figures(made["evaluation"]),
         gate=gate,
         seconds=stage_seconds(made),
@@ -60,6 +61,8 @@ def stage_seconds(made: Mapping[str, Artifact]) -> dict[str, float]:
 
 def _margin(pairs: Artifact) -> dict[str, float]:
     margins = pairs.table().column("margin").to_numpy()
+    if not len(margins):
+        return {}
     return {"mean": float(margins.mean()), "median": float(np.median(margins)), "std": float(margins.std())}
 
 

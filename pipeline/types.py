@@ -120,17 +120,17 @@ class RoundState:
     policy_in: str
     """Digest of the policy that sampled."""
     policy_out: str
-    """Digest of the policy that was trained (promoted or not)."""
+    """Digest of the policy that was trained (promoted or not); ``policy_in`` where there was no pair."""
     pairs: int
     groups: int
     dropped: Mapping[str, int]
     """Groups that gave no pair, by reason; ``pairs + sum(dropped) == groups``."""
     margin: Mapping[str, float]
-    """Mean, median and standard deviation of the kept pairs' margins, in the judge's units."""
+    """Mean, median and standard deviation of the kept pairs' margins, in the judge's units; empty without pairs."""
     scores: Mapping[str, float | None]
     """Mean and standard deviation of all the round's scores (None where all abstained), and the abstention share."""
     training: Mapping[str, float]
-    """The last step's metrics and the number of steps."""
+    """The last step's metrics and the number of steps; empty without pairs."""
     evaluation: Mapping[str, Any]
     """Win rates with intervals, KL, lengths, scores, probes."""
     gate: GateDecision
