@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from flows import environment
 from pipeline.errors import RatchetError
 from pipeline.recipe import check_calls, load_recipe
 from pipeline.runs import Run
@@ -54,16 +55,15 @@ def run(
     with made.held():  # where somebody else is on it, now is the time to say so
         pass
 
+    environment.leave_on_signals()
     if not quiet:
         typer.echo(f"{made.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)
-    from flows.environment import INTERRUPTED
-    from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
-
     try:
+        from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
+
         status = online_dpo(config, made.name, str(workspace), quiet)
     except KeyboardInterrupt:
-        typer.echo(INTERRUPTED, err=True)
-        raise typer.Exit(130) from None
+        environment.leave(130)
     if as_json:
         _print_json(status)
     elif not quiet:

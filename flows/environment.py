@@ -4,9 +4,15 @@ Every value is a default: whatever the user has set stands.
 """
 
 import os
+import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
 
 INTERRUPTED = "interrupted; the same command goes on from here"
 LAST_WORDS = 5.0
@@ -32,21 +38,42 @@ def prepare() -> None:
     home.mkdir(parents=True, exist_ok=True)  # Prefect warns of a memo file it cannot write where its home is missing
 
 
-def leave_soon() -> None:
-    """End the process in a few seconds whatever it does then.
+def leave_on_signals() -> None:
+    """End the process soon and in order on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
 
-    Ctrl-C in a terminal also ends Prefect's temporary server, and Prefect would go on trying to reach it for minutes.
-    The store needs no good-bye.
+    Prefect's temporary server gets the terminal's Ctrl-C too, and Prefect would go on trying to reach it for minutes;
+    then there is nobody to take leave of. A server of the user's gets a few seconds to hear of it.
     """
 
-    def leave() -> None:
-        sys.stderr.write(f"{INTERRUPTED}\n")
-        sys.stderr.flush()
-        os._exit(130)
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if _temporary_server() is not None:
+            leave(128 + number)
+        timer = threading.Timer(LAST_WORDS, leave, [128 + number])
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
 
-    timer = threading.Timer(LAST_WORDS, leave)
-    timer.daemon = True
-    timer.start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+            signal.signal(number, interrupt)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, the engine and Prefect's temporary server at once. The store is always whole."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
+    os.write(2, f"{show_cursor}\n{INTERRUPTED}\n".encode())  # the handler may have come in the middle of a write
+    os._exit(code)
+
+
+def _temporary_server() -> psutil.Process | None:
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("prefect.server" in part for part in child.cmdline()):
+                return child
+    return None
 
 
 def use_threads(count: int | None) -> None:

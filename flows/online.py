@@ -128,22 +128,12 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
 
 def _stage(session: Session, name: str, work: Callable[[Session, Unpack[Ts]], R], *args: *Ts) -> R:
     """Run one stage as a Prefect task: retried where an engine or a judge failed, never cached by Prefect."""
-
-    def interruptible(session: Session, *args: *Ts) -> R:
-        try:
-            return work(session, *args)
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C or SIGTERM
-            environment.leave_soon()
-            raise
-
     limits = session.config.limits
     as_task = task(
         name=name, cache_policy=NO_CACHE, persist_result=False, retries=limits.retries,
         retry_delay_seconds=limits.retry_delay, timeout_seconds=limits.stage_timeout, retry_condition_fn=_worth_a_retry,
     )  # fmt: skip
-    return as_task(interruptible)(session, *args)
+    return as_task(work)(session, *args)
 
 
 def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import pytest
 from flows import environment
 from pipeline.recipe import load_recipe
 
-from .small import RECIPE, until
+from .small import LONGER, RECIPE, Ratchet, sets, until
 
 
 @pytest.fixture(scope="session")
@@ -52,31 +53,38 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class RunSmall(Protocol):
-    workspace: Path
-
-    def __call__(self, name: str, *settings: str) -> dict[str, Any]:
+    def __call__(self, name: str, *settings: str, workspace: Path | None = None) -> dict[str, Any]:
         """Run ``small.toml`` under this name in this process, with settings as ``--set`` takes them; its status."""
 
 
 @pytest.fixture(scope="session")
 def run_small(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunSmall:
-    """All in one workspace, so that they share their policy."""
+    """All in one workspace, unless told otherwise, so that they share their policy."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.online import online_dpo
 
-    class InOneWorkspace:
-        workspace = tmp_path_factory.mktemp("workspace")
+    shared = tmp_path_factory.mktemp("workspace")
 
-        def __call__(self, name: str, *settings: str) -> dict[str, Any]:
-            config = load_recipe(str(RECIPE), RECIPE.parent, settings)
-            with temporary_settings({PREFECT_API_URL: server}):
-                return online_dpo(config, name, str(self.workspace), quiet=True)
+    def run(name: str, *settings: str, workspace: Path | None = None) -> dict[str, Any]:
+        config = load_recipe(str(RECIPE), RECIPE.parent, settings)
+        with temporary_settings({PREFECT_API_URL: server}):
+            return online_dpo(config, name, str(workspace or shared), quiet=True)
 
-    return InOneWorkspace()
+    return run
 
 
 @pytest.fixture(scope="session")
 def finished(run_small: RunSmall) -> dict[str, Any]:
     """The status of a run of two promoted rounds."""
     return run_small("finished")
+
+
+@pytest.fixture(scope="session")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> Ratchet:
+    """``ratchet run … --json`` as a user gives it: vLLM, Prefect's own temporary server. It has ended."""
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    run = Ratchet(tmp_path_factory.mktemp("by-command"), *sets("sampling.engine=vllm", *LONGER), "--json")
+    run.wait()
+    return run

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("small.toml")
@@ -35,9 +38,11 @@ class Ratchet:
     """``ratchet run small.toml`` in a session of its own, so that it can be signalled as a terminal would."""
 
     def __init__(self, workspace: Path, *arguments: str, recipe: str = str(RECIPE), server: str | None = None) -> None:
-        self.workspace = workspace
-        self.out, self.err = workspace / "out.txt", workspace / "err.txt"
+        """``server`` is the address of Prefect's API; without one, Prefect starts a temporary server."""
+        self.workspace, self.arguments = workspace, arguments
         workspace.mkdir(exist_ok=True)
+        output = Path(tempfile.mkdtemp(dir=workspace, prefix="output-"))
+        self.out, self.err = output / "out.txt", output / "err.txt"
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"PREFECT_API_URL": server} if server else {})
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
@@ -66,6 +71,11 @@ class Ratchet:
         return status
 
 
+def sets(*settings: str) -> list[str]:
+    """``--set`` before each."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
 def left(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that do not end, given time."""
     _, alive = psutil.wait_procs(processes, timeout=60)
@@ -90,5 +100,5 @@ def _written(file: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_ino
 
 
-def artifact_path(status: Mapping[str, Any], stage: str, key: str) -> Path:
-    return Path(status["workspace"]) / "artifacts" / stage / key
+def store_of(status: Mapping[str, Any]) -> Store:
+    return Store(Path(status["workspace"]) / "artifacts")

@@ -8,11 +8,11 @@ from transformers import AutoTokenizer
 
 from flows.console import Console, round_rows
 from pipeline.policy import read_policy
-from pipeline.store import Store
 from pipeline.tables import CANDIDATES
 from tests.tiny import naive_logprobs
 
 from .conftest import RunSmall
+from .small import store_of
 
 ABSTAIN = (
     "def score(prompt: str, completions: list[str]) -> list[float | None]:\n    return [None] * len(completions)\n"
@@ -32,9 +32,9 @@ def test_the_initial_policy_against_itself_is_a_draw(finished: dict[str, Any]) -
 def test_kl_and_length_are_those_of_the_answers_by_the_plainest_computation(finished: dict[str, Any]) -> None:
     """From the answers in the store alone: log p(y) under both policies, one sequence at a time."""
     entry = finished["rounds"][-1]
-    store = Store(Path(finished["workspace"]) / "artifacts")
+    store = store_of(finished)
     answers = store.get("candidates", entry["artifacts"]["answers"]).table()
-    prompts = list(store.get("prompts", finished["initial"]["artifacts"]["prompts"]).tables())[1]
+    _, prompts = store.get("prompts", finished["initial"]["artifacts"]["prompts"]).tables()
     ids = {row["prompt_id"]: row["token_ids"] for row in prompts.to_pylist()}
     rows = answers.to_pylist()
     assert answers.schema.equals(CANDIDATES)
@@ -54,7 +54,7 @@ def test_kl_and_length_are_those_of_the_answers_by_the_plainest_computation(fini
 
 
 def test_every_policy_answers_with_the_same_draws(finished: dict[str, Any]) -> None:
-    store = Store(Path(finished["workspace"]) / "artifacts")
+    store = store_of(finished)
     entries = [finished["initial"], *finished["rounds"]]
     drawn = [store.get("candidates", entry["artifacts"]["answers"]).table() for entry in entries]
     assert all(table["seed"].equals(drawn[0]["seed"]) for table in drawn)
@@ -97,7 +97,7 @@ def test_a_rolled_back_round_is_followed_by_fresh_samples_of_the_last_promoted_p
     assert abstained["best_round"] == -1
     assert len({initial, first["policy_out"], second["policy_out"]}) == 3
     assert read_policy(Path(abstained["directory"]) / "links" / "policy").digest == initial
-    store = Store(Path(abstained["workspace"]) / "artifacts")
+    store = store_of(abstained)
     drawn = [store.get("candidates", entry["artifacts"]["candidates"]).table() for entry in (first, second)]
     assert drawn[0]["prompt_id"].equals(drawn[1]["prompt_id"])
     assert set(drawn[0]["seed"].to_pylist()).isdisjoint(drawn[1]["seed"].to_pylist())

@@ -1,0 +1,48 @@
+"""Two runs of one name, and Ctrl-C."""
+
+import signal
+from pathlib import Path
+
+from flows.environment import INTERRUPTED
+from pipeline.errors import BusyError
+from pipeline.runs import Run
+
+from .small import Ratchet, left, sets, until
+
+ENDLESS = sets("policy.epochs=100000")
+
+
+def test_a_second_run_of_one_name_is_refused_and_ctrl_c_ends_the_first(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    first = Ratchet(workspace, *ENDLESS)
+    first.until("artifacts/policy/*/state/*")
+
+    second = Ratchet(workspace, *ENDLESS, "--json")
+    assert second.wait() == BusyError.exit_code
+    assert second.err.read_text() == (
+        f"error: run 'small' is already running in {workspace}; wait for it, or give --name"
+        f" (process {first.process.pid})\n"
+    )
+    assert second.out.read_text() == ""
+    assert first.process.poll() is None
+    assert Run.existing(workspace, "small").status()["state"] == "running"
+
+    interrupt(first, processes=3)  # itself, its engine, Prefect's temporary server
+    assert Run.existing(workspace, "small").status()["state"] == "interrupted"
+
+
+def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
+    run = Ratchet(tmp_path / "workspace", *ENDLESS)
+    until(lambda: "starting" in run.err.read_text(), run.process)
+    interrupt(run, processes=1)
+
+
+def interrupt(run: Ratchet, processes: int) -> None:
+    """Ctrl-C in its terminal, at which it says one line and ends with everything it started."""
+    said = run.err.read_text()
+    found = run.signal(signal.SIGINT)
+    assert len(found) >= processes
+    assert run.wait() == 128 + signal.SIGINT
+    assert not left(found)
+    assert run.err.read_text().removeprefix(said).split("\n")[-2:] == [INTERRUPTED, ""]
+    assert "Traceback" not in run.err.read_text()

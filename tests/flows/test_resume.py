@@ -1,0 +1,93 @@
+"""``kill -9`` of the whole process group, then the same command: nothing is left behind, nothing is made twice, and
+pairs and policy are those of a run that nobody disturbed."""
+
+import random
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import RunSmall
+from .small import LONGER, Ratchet, finished_files, left, sets, store_of
+
+MOMENTS = {
+    "artifacts/policy/*/state/*": signal.SIGKILL,
+    "artifacts/train/*/state/*": signal.SIGKILL,
+    "runs/small/round-000.json": signal.SIGTERM,
+}
+"""What ends a run, by the pattern of a file that appears at that moment."""
+
+
+def outcome(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not depend on who was killed when; the artifacts' keys hold all that went into them."""
+    rounds = [
+        {
+            "pairs": store_of(status).get("pairs", entry["artifacts"]["pairs"]).table()["pair_id"].to_pylist(),
+            **{name: entry[name] for name in ("policy_out", "dropped", "evaluation", "gate", "artifacts")},
+        }
+        for entry in status["rounds"]
+    ]
+    return {"policy": status["policy"]["digest"], "initial": status["initial"]["evaluation"], "rounds": rounds}
+
+
+def kill(run: Ratchet, number: signal.Signals = signal.SIGKILL) -> None:
+    """Signal the process group; what the run had started elsewhere ends with it."""
+    assert run.process.poll() is None, "it had ended already"
+    processes = run.signal(number)
+    assert run.wait() != 0
+    assert not left(processes)
+    assert "Traceback" not in run.err.read_text()
+
+
+def test_resume_after_kills_repeats_nothing_and_ends_the_same(run_small: RunSmall, server: str, tmp_path: Path) -> None:
+    workspace = tmp_path / "killed"
+    done: dict[Path, tuple[int, int]] = {}
+    for pattern, number in MOMENTS.items():
+        run = Ratchet(workspace, *sets(*LONGER), server=server)
+        run.until(pattern)
+        kill(run, number)
+        assert done.items() <= finished_files(workspace).items()
+        done = finished_files(workspace)
+    status = run_small("small", *LONGER, workspace=workspace)
+    assert done.items() <= finished_files(workspace).items()
+    assert outcome(status) == outcome(run_small("longer", *LONGER))
+
+
+def test_resume_after_a_kill_with_vllm(by_command: Ratchet, server: str, tmp_path: Path) -> None:
+    run = Ratchet(tmp_path / "killed", *by_command.arguments, server=server)
+    run.until("artifacts/candidates/*/00000-*.parquet")
+    kill(run)
+    done = finished_files(run.workspace)
+    assert done
+    status = Ratchet(run.workspace, *by_command.arguments, server=server).status()
+    assert done.items() <= finished_files(run.workspace).items()
+    assert outcome(status) == outcome(by_command.status())
+
+
+@pytest.mark.soak
+def test_the_demo_survives_ten_kills_at_random_moments(tmp_path: Path) -> None:
+    """As many runs as it takes, each killed until it ends."""
+    draw = random.Random(0)
+    undisturbed = outcome(Ratchet(tmp_path / "undisturbed", "--json", recipe="food").status())
+    kills = attempts = 0
+    while kills < 10:
+        workspace = tmp_path / f"killed-{attempts}"
+        attempts += 1
+        done: dict[Path, tuple[int, int]] = {}
+        while killed_within(run := Ratchet(workspace, "--json", recipe="food"), draw.uniform(2, 30)):
+            kills += 1
+            assert done.items() <= finished_files(workspace).items()
+            done = finished_files(workspace)
+        assert outcome(run.status()) == undisturbed
+
+
+def killed_within(run: Ratchet, seconds: float) -> bool:
+    try:
+        run.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill(run)
+        return True
+    return False
