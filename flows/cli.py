@@ -50,7 +50,7 @@ def run(
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
     config = load_recipe(recipe, RECIPES, settings or [])
     check_calls(config)
-    made = Run(workspace, name or Path(recipe).stem)
+    made = Run(workspace, Path(recipe).stem if name is None else name)
     made.check(config)
     with made.held():  # where somebody else is on it, now is the time to say so
         pass
@@ -126,14 +126,16 @@ def main() -> NoReturn:
 
 
 def _say_what_next(made: Run, status: dict[str, Any]) -> None:
+    from rich.markup import escape
+
     from flows.console import Console
 
-    console = Console()
-    console.say(f"\n[bold]{status['state']}[/]: {status['reason']}")
-    console.say(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})")
-    console.say(f"  report   {made.directory / 'report.html'}")
     at = f" --workspace {made.workspace}" if made.workspace != Path("workspace").resolve() else ""
-    console.say(f"  next     {command()} status {made.name}{at}")
+    console = Console()
+    console.say(f"\n[bold]{status['state']}[/]: {escape(status['reason'])}")
+    console.say(escape(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})"))
+    console.say(escape(f"  report   {made.directory / 'report.html'}"))
+    console.say(escape(f"  next     {command()} status {made.name}{at}"))
 
 
 def command() -> str:

@@ -27,7 +27,7 @@ class Console:
         self._outer: Progress | None = None
 
     def say(self, text: str) -> None:
-        self.terminal.print(text)
+        self.terminal.print(text, soft_wrap=True)  # a path broken in two is no path
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Progress]:

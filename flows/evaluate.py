@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from flows.session import Session
-from flows.stages import judge, sample, shards
-from pipeline.config import Probe, ShareProbe
+from flows.stages import judge, judge_identity, judge_name, sample, shards
+from pipeline.config import JudgeConfig, Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
 from pipeline.prompts import render_texts
 from pipeline.protocols import Decoding
+from pipeline.sampling import engine_name
 from pipeline.store import Artifact, Draft, Spec, digest
 from pipeline.tables import read_groups, read_judgments
 from pipeline.types import Group, Policy, Prompt
@@ -52,8 +53,9 @@ def evaluate(
     """``policy`` against ``opponent`` (the round's start) and ``initial``; the figures are the artifact's info."""
     config = session.config.evaluation
     settings = {
-        **config.model_dump(mode="json"), "judge": _judge_config(session).model_dump(mode="json"),
-        "decoding": _decoding(session).max_tokens, "seed": session.config.seed,
+        **config.model_dump(mode="json"), "judge": judge_identity(_judge_config(session)),
+        "sampling": session.config.sampling.model_dump(mode="json", include={"max_tokens", "max_model_len", "dtype"}),
+        "engine": engine_name(session.config.sampling), "seed": session.config.seed,
         "prompts": digest([[prompt.id, prompt.token_ids] for prompt in held_out]),
     }  # fmt: skip
     inputs = {"policy": policy.digest, "opponent": opponent.digest, "initial": initial.digest}
@@ -68,7 +70,7 @@ def evaluate(
         aside = {"engine_seconds": session.engine_seconds - already, "answers": new.candidates.key}
         return draft.finish(figures | aside)
 
-    return session.store.make(Spec("evaluation", 2, settings, inputs), build)
+    return session.store.make(Spec("evaluation", 3, settings, inputs), build)
 
 
 def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Answers:
@@ -103,7 +105,7 @@ def _figures(
         "distinct": len({c.text for g in new.groups for c in g.candidates}) / len(new.lengths()),
         "prompts": len(new.groups),
         "samples": len(new.lengths()),
-        "judge": _judge_config(session).type,
+        "judge": judge_name(_judge_config(session)),
         "judge_labelled": session.config.evaluation.judge in (None, session.config.judge),
     }
 
@@ -162,7 +164,7 @@ def _logprobs(session: Session, candidates: Artifact, groups: Sequence[Group], p
     return found
 
 
-def _judge_config(session: Session) -> Any:
+def _judge_config(session: Session) -> JudgeConfig:
     return session.config.evaluation.judge or session.config.judge
 
 

@@ -46,7 +46,7 @@ class Standing:
     prompts: Artifact
 
 
-@flow(name="online-dpo")
+@flow(name="online-dpo", flow_run_name="{name}")
 def online_dpo(config: RunConfig, name: str, workspace: str = "workspace", quiet: bool = False) -> dict[str, Any]:
     """Run, or go on with, the rounds of the run ``name``; its status at the end, as ``ratchet status --json`` has it.
 
@@ -73,6 +73,7 @@ def online_dpo(config: RunConfig, name: str, workspace: str = "workspace", quiet
             write_report(run.status(), run.store, run.directory / "report.html")
         except Exception as error:
             run.save_failure(error)
+            write_report(run.status(), run.store, run.directory / "report.html")
             raise
         finally:
             session.close()
@@ -97,7 +98,7 @@ def begin(session: Session) -> Standing:
     return Standing(policy, policy, -1, prompt_artifact)
 
 
-@flow(name="dpo-round", validate_parameters=False)
+@flow(name="dpo-round", flow_run_name="round {number}", validate_parameters=False)
 def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundState, Standing]:
     """One round, from prompts to the gate's decision."""
     config, start = session.config, standing.policy
@@ -117,8 +118,8 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     held_out = read_held_out(standing.prompts)
     made["evaluation"] = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
 
-    nothing_learnt = policy == start
-    gate = no_pairs(pairs.manifest["dropped"]) if nothing_learnt else decide(config.gate, figures(made["evaluation"]))
+    learnt = "train" in made
+    gate = decide(config.gate, figures(made["evaluation"])) if learnt else no_pairs(pairs.manifest["dropped"])
     state = summarise(number, start, policy, made, gate, session.freed)
     _publish(session, state, made)
     if gate.decision == "promote":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flows.console import Console
 from pipeline.config import RunConfig
+from pipeline.errors import SamplingError
 from pipeline.protocols import Sampler
 from pipeline.runs import Run
 from pipeline.sampling import start_sampler
@@ -60,7 +61,11 @@ class Session:
     def free_device(self, stage: str) -> None:
         """Let ``stage`` have the accelerator's memory; the engine takes it back when it is next used."""
         if self._sampler is not None and self._serving is not None:
-            freed = self._sampler.sleep()
+            try:
+                freed = self._sampler.sleep()
+            except SamplingError:
+                self.lost_engine()  # it holds no memory any more either
+                return
             if freed:
                 self.freed[stage] = freed
 

@@ -7,7 +7,8 @@ Nothing here knows Prefect, and nothing is made twice: all that a stage's result
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 from flows.session import Session
 from judges import make_judge
 from pipeline.calls import source_digest
-from pipeline.config import CallableJudge, JudgeConfig
+from pipeline.config import CallableJudge, JudgeConfig, RewardModelJudge, RulesJudge
 from pipeline.errors import SamplingError
 from pipeline.pairing import pair_groups
+from pipeline.policy import weights_digest
 from pipeline.protocols import Decoding, Judge, Progress, SampleRequest
-from pipeline.sampling import draw_seed
-from pipeline.store import Artifact, Draft, Spec, digest
+from pipeline.sampling import draw_seed, engine_name
+from pipeline.store import Artifact, Draft, Spec, digest, sync
 from pipeline.tables import (
     candidates_table,
     drops_table,
@@ -37,7 +39,7 @@ SHARD = 256
 """Prompts, or pairs, a shard."""
 DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
-LOGPS = pa.schema([("chosen", pa.float64()), ("rejected", pa.float64())])
+PAIR_LOGPS = pa.schema([("chosen", pa.float64()), ("rejected", pa.float64())])
 
 
 def sample(
@@ -46,9 +48,11 @@ def sample(
     """``n`` candidates a prompt from ``policy``, in prompt order."""
     config = {
         "seed": session.config.seed, "round": round, "n": n, "decoding": asdict(decoding),
-        "dtype": session.config.sampling.dtype, "prompts": digest([[p.id, p.token_ids] for p in prompts]),
+        "dtype": session.config.sampling.dtype, "max_model_len": session.config.sampling.max_model_len,
+        "engine": engine_name(session.config.sampling),  # two engines draw differently from the same seed
+        "prompts": digest([[prompt.id, prompt.token_ids] for prompt in prompts]),
     }  # fmt: skip
-    spec = Spec("candidates", 1, config, {"policy": policy.digest})
+    spec = Spec("candidates", 2, config, {"policy": policy.digest})
 
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds
@@ -83,15 +87,13 @@ def judge(
     session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: JudgeConfig, label: str
 ) -> Artifact:
     """A judgment a group, shard by shard as the candidates lie."""
-    code = source_digest(config.call) if isinstance(config, CallableJudge) else ""
-    spec = Spec("judgments", 1, config.model_dump(mode="json") | {"code": code}, {"candidates": candidates.key})
+    spec = Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key})
     by_id = {prompt.id: prompt for prompt in prompts}
 
     def build(draft: Draft) -> Artifact:
-        if config.type == "reward_model":
-            session.free_device(label)
+        session.free_device(label)  # a reward model wants it, and a user's function may
         with session.console.stage(label, len(prompts)) as progress:
-            made: Judge = make_judge(config, label)
+            made: Judge = make_judge(config, judge_name(config))
             done = 0
             for number, table in enumerate(candidates.tables()):
                 groups = read_groups(table, by_id)
@@ -102,6 +104,29 @@ def judge(
         return draft.finish(rows_in=len(prompts))
 
     return session.store.make(spec, build)
+
+
+def judge_name(config: JudgeConfig) -> str:
+    """What a judge is called in judgments and reports: its model, its function, or its kind."""
+    match config:
+        case CallableJudge(call=call):
+            return call.function
+        case RewardModelJudge(path=path):
+            return path
+        case RulesJudge():
+            return "rules"
+
+
+def judge_identity(config: JudgeConfig) -> dict[str, Any]:
+    """All of a judge that its scores depend on: settings, a function's code, a local model's weights."""
+    identity = config.model_dump(mode="json", exclude={"token_budget"})
+    match config:
+        case CallableJudge(call=call):
+            return identity | {"code": source_digest(call)}
+        case RewardModelJudge(path=path) if Path(path).is_dir():
+            return identity | {"path": weights_digest(Path(path))}
+        case _:
+            return identity
 
 
 def pair(
@@ -120,6 +145,7 @@ def pair(
             pairing = pair_groups(groups, verdicts, config, round, candidates.key, judgments.key)
             draft.commit_shard(0, pairs_table(pairing.pairs))
             pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)
+            sync(draft.path / DROPPED)
             progress(len(prompts), len(prompts), f"{len(pairing.pairs)} pairs")
         return draft.finish(rows_in=len(prompts), dropped=pairing.counts)
 
@@ -145,8 +171,8 @@ def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
             model = Reference(policy, trainer.dtype, trainer.token_budget)
             for number, shard in enumerate(shards(read_pairs(pairs.table()))):
                 if not draft.has_shard(number):
-                    rows = [dict(zip(LOGPS.names, logps, strict=True)) for logps in model.pair_logps(shard)]
-                    draft.commit_shard(number, pa.Table.from_pylist(rows, LOGPS))
+                    rows = [dict(zip(PAIR_LOGPS.names, logps, strict=True)) for logps in model.pair_logps(shard)]
+                    draft.commit_shard(number, pa.Table.from_pylist(rows, PAIR_LOGPS))
                 progress(min((number + 1) * SHARD, total), total, "")
         return draft.finish(rows_in=total)
 
@@ -160,8 +186,9 @@ def train(session: Session, pairs: Artifact, reference: Artifact, policy: Policy
     trainer = session.config.trainer
     rate = trainer.learning_rate * trainer.learning_rate_decay**round
     seed = session.config.seed * 1_000 + round
-    config = trainer.model_dump(mode="json", exclude={"checkpoint_steps"}) | {"learning_rate": rate, "seed": seed}
-    spec = Spec("train", 1, config, {"pairs": pairs.key, "reference": reference.key, "policy": policy.digest})
+    elsewhere = {"checkpoint_steps", "learning_rate_decay", "reference"}  # change nothing, or are in rate and inputs
+    config = trainer.model_dump(mode="json", exclude=elsewhere) | {"learning_rate": rate, "seed": seed}
+    spec = Spec("train", 2, config, {"pairs": pairs.key, "reference": reference.key, "policy": policy.digest})
 
     def build(draft: Draft) -> Artifact:
         session.free_device("train")

@@ -7,11 +7,11 @@ from typing import Any
 
 from flows.session import Session
 from pipeline.calls import source_digest
-from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, ScratchPolicy
+from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, PromptsConfig, ScratchPolicy
 from pipeline.errors import DataError
-from pipeline.policy import PROBE, read_policy, write_probe
+from pipeline.policy import PROBE, read_policy, weights_digest, write_probe
 from pipeline.prompts import load_prompts
-from pipeline.store import Artifact, Draft, Spec
+from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import prompts_table, read_prompts
 from pipeline.types import Policy, Prompt
 
@@ -50,11 +50,13 @@ def _from_scratch(session: Session, config: ScratchPolicy, draft: Draft) -> Arti
 
 
 def _identity(config: PretrainedPolicy) -> tuple[dict[str, Any], dict[str, str]]:
-    """A local checkpoint is known by its weights, wherever it lies; one on the Hub by its name and revision."""
+    """A local checkpoint is known by its files, wherever it lies; one on the Hub by its name and revision."""
     path = Path(config.path)
-    if path.is_dir():
-        return config.model_dump(mode="json", exclude={"path"}), {"weights": read_policy(path).digest}
-    return config.model_dump(mode="json"), {}
+    if not path.is_dir():
+        return config.model_dump(mode="json"), {}
+    small = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix != ".safetensors"]
+    others = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in small if file.name != PROBE}
+    return config.model_dump(mode="json", exclude={"path"}), {"weights": weights_digest(path), **others}
 
 
 def _from_checkpoint(session: Session, config: PretrainedPolicy, draft: Draft) -> Artifact:
@@ -68,13 +70,12 @@ def _from_checkpoint(session: Session, config: PretrainedPolicy, draft: Draft) -
         source = Path(config.path) if Path(config.path).is_dir() else _download(config)
         directory = draft.path / "policy"
         model, tokenizer = checkpoints.load_model(source), checkpoints.load_tokenizer(source)
-        if config.dtype == "auto" and any(source.glob("*.safetensors")):
+        if config.dtype == "auto":
             _take(source, directory, links=not Path(config.path).is_dir())
             write_probe(directory, checkpoints.make_probe(model, tokenizer, checkpoints.saved_dtype(source)))
             policy = read_policy(directory)
         else:
-            dtype = checkpoints.saved_dtype(source) if config.dtype == "auto" else getattr(torch, config.dtype)
-            policy = checkpoints.save_policy(model, tokenizer, directory, dtype)
+            policy = checkpoints.save_policy(model, tokenizer, directory, getattr(torch, config.dtype))
     return draft.finish({"policy": policy.digest})
 
 
@@ -90,6 +91,7 @@ def _take(source: Path, directory: Path, links: bool) -> None:
             target.symlink_to(file.resolve())
         else:
             shutil.copy2(file, target)
+            sync(target)
 
 
 def _download(config: PretrainedPolicy) -> Path:
@@ -107,14 +109,25 @@ def _download(config: PretrainedPolicy) -> Path:
 
 def prompts(session: Session, policy_artifact: Artifact) -> Artifact:
     """The run's prompts, rendered to token ids: shard 0 for the rounds, shard 1 held out for evaluation."""
-    config = session.config.prompts
-    settings: dict[str, Any] = {
-        **config.model_dump(mode="json"),
+    policy = policy_of(policy_artifact)
+    config = _that_fit(session, policy)
+    settings = {
+        **config.model_dump(mode="json", exclude={"per_round"}),
         "seed": session.config.seed,
-        "code": _content(session),
+        "content": _content(config),
     }
-    spec = Spec("prompts", 1, settings, {"policy": policy_artifact.key})
-    return session.store.make(spec, lambda draft: _load(session, policy_of(policy_artifact), draft))
+    spec = Spec("prompts", 2, settings, {"policy": policy_artifact.key})
+    return session.store.make(spec, lambda draft: _load(session, config, policy, draft))
+
+
+def _that_fit(session: Session, policy: Policy) -> PromptsConfig:
+    """The prompts' settings, with a length limit that leaves room to answer: a longer prompt is dropped, not fatal."""
+    from transformers import AutoConfig
+
+    config, asked = session.config.prompts, session.config.sampling.max_model_len
+    longest = int(AutoConfig.from_pretrained(policy.path).get_text_config().max_position_embeddings)
+    room = min(longest, asked or longest) - 2  # a token to sample, and one place free to score it
+    return config.model_copy(update={"max_tokens": min(config.max_tokens, room)})
 
 
 def read_rounds(artifact: Artifact) -> list[Prompt]:
@@ -125,9 +138,9 @@ def read_held_out(artifact: Artifact) -> list[Prompt]:
     return read_prompts(list(artifact.tables())[HELD_OUT])
 
 
-def _content(session: Session) -> str:
+def _content(config: PromptsConfig) -> str:
     """A digest of what a local source says now, so that an edited file makes new prompts."""
-    match session.config.prompts.source:
+    match config.source:
         case CallablePrompts(call=call):
             return source_digest(call)
         case FilePrompts(path=path):
@@ -138,9 +151,9 @@ def _content(session: Session) -> str:
             return ""
 
 
-def _load(session: Session, policy: Policy, draft: Draft) -> Artifact:
+def _load(session: Session, config: PromptsConfig, policy: Policy, draft: Draft) -> Artifact:
     with session.console.stage("prompts"):
-        loaded = load_prompts(session.config.prompts, session.tokenizer(policy))
+        loaded = load_prompts(config, session.tokenizer(policy), session.config.seed)
         draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
         draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
     info = {"rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad)}

@@ -4,7 +4,7 @@
     ├── ConfigError            a recipe, a --set or a flag is wrong; nothing has started
     ├── DataError              prompts, a corpus or a data set cannot be used as given
     ├── StoreError             an artifact cannot be read or written
-    │   └── BusyError          another process holds the run, the artifact or the device
+    │   └── BusyError          another process holds the run
     ├── SamplingError          an engine refused or failed
     │   ├── EngineDiedError    the engine's process is gone
     │   └── WeightSyncError    the engine does not serve the policy it was given

@@ -75,9 +75,6 @@ class Run:
         write_json(self.directory / "config.json", config.model_dump(mode="json"))
         (self.directory / "outcome.json").unlink(missing_ok=True)
 
-    def config(self) -> RunConfig:
-        return RunConfig.model_validate_json((self.directory / "config.json").read_text())
-
     def save_initial(self, entry: Mapping[str, Any]) -> None:
         write_json(self.directory / "initial.json", entry)
 

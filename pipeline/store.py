@@ -130,9 +130,6 @@ class Draft:
     def has_shard(self, number: int) -> bool:
         return number in self._shards
 
-    def read_shard(self, number: int) -> pa.Table:
-        return pq.read_table(self.path / self._shards[number]["file"])
-
     def commit_shard(self, number: int, table: pa.Table) -> None:
         """Write one shard so that it is there whole or not at all."""
         part = self.path / f"{number:05d}.part"

