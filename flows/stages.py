@@ -196,7 +196,7 @@ def train(session: Session, pairs: Artifact, reference: Artifact, policy: Policy
             logps = [(row["chosen"], row["rejected"]) for row in reference.table().to_pylist()]
             trained, metrics = train_policy(
                 policy, read_pairs(pairs.table()), logps, trainer, draft.path,
-                learning_rate=rate, seed=seed, progress=progress,
+                learning_rate=rate, seed=seed, progress=draft.timed(progress),
                 starts_at_reference=reference.manifest["inputs"]["policy"] == policy.digest,
             )  # fmt: skip
         return draft.finish({"policy": trained.digest, "metrics": metrics})

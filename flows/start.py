@@ -45,7 +45,7 @@ def _from_scratch(session: Session, config: ScratchPolicy, draft: Draft) -> Arti
 
     session.warm_up()
     with session.console.stage("base policy") as progress:
-        policy = train_from_scratch(config, session.config.seed, draft.path, progress)
+        policy = train_from_scratch(config, session.config.seed, draft.path, draft.timed(progress))
     return draft.finish({"policy": policy.digest})
 
 

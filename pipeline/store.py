@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BusyError, StoreError
+from pipeline.protocols import Progress
 
 MANIFEST = "manifest.json"
 
@@ -165,6 +166,15 @@ class Draft:
         write_json(self.path / MANIFEST, manifest)
         (self.path / "seconds").unlink(missing_ok=True)
         return Artifact(self.path, manifest)
+
+    def timed(self, progress: Progress) -> Progress:
+        """``progress`` that also notes the seconds so far: for stages that work long and commit no shard."""
+
+        def noting(done: int, total: int, note: str) -> None:
+            self._note_seconds()
+            progress(done, total, note)
+
+        return noting
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started

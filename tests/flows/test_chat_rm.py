@@ -20,7 +20,8 @@ def test_chat_rm_runs_a_round_with_local_models_given_by_set(tmp_path: Path) -> 
         tmp_path / "workspace",
         "--json",
         *sets(
-            "rounds=1", f"policy.path={chat_policy(tmp_path / 'policy')}", f"prompts.source.path={prompts}", "prompts.source.split=train",
+            "rounds=1", f"policy.path={chat_policy(tmp_path / 'policy')}", f"prompts.source.path={prompts}",
+            "prompts.source.split=train",
             "prompts.per_round=16", "prompts.held_out=8", "sampling.n=4", "sampling.max_tokens=16",
             "sampling.max_model_len=128", f"judge.path={labels}", f"evaluation.judge.path={held_out}",
             "evaluation.judge.revision=main", "pairing.drop_truncated=false", "trainer.batch_size=8",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BusyError, StoreError
+from pipeline.protocols import silent
 from pipeline.store import Artifact, Draft, Spec, Store, digest, locked, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -332,3 +334,16 @@ def test_a_folder_left_half_written_does_not_stop_the_next_session(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         store.make(spec, killed)
     assert store.make(spec, lambda draft: draft.finish()).key == spec.key
+
+
+def test_seconds_add_up_over_sessions_even_without_a_shard(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path), Spec("train", 1)
+
+    def killed(draft: Draft) -> Artifact:
+        time.sleep(0.2)
+        draft.timed(silent)(1, 2, "")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make(spec, killed)
+    assert store.make(spec, lambda draft: draft.finish()).seconds >= 0.2
