@@ -60,7 +60,7 @@ class RunSmall(Protocol):
 @pytest.fixture(scope="session")
 def run_small(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunSmall:
     """All in one workspace, unless told otherwise, so that they share their policy."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     from flows.online import online_dpo
 
@@ -68,7 +68,8 @@ def run_small(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunSmall
 
     def run(name: str, *settings: str, workspace: Path | None = None) -> dict[str, Any]:
         config = load_recipe(str(RECIPE), RECIPE.parent, settings)
-        with temporary_settings({PREFECT_API_URL: server}):
+        # Its log would still be on the way when the server ends.
+        with temporary_settings({PREFECT_API_URL: server, PREFECT_LOGGING_TO_API_ENABLED: False}):
             return online_dpo(config, name, str(workspace or shared), quiet=True)
 
     return run

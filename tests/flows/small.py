@@ -21,7 +21,7 @@ LONGER = (
     "prompts.source.call.args.ravin=300", "sampling.n=8", "policy.epochs=30", "trainer.batch_size=16",
 )  # fmt: skip
 """Settings that make every stage long enough to be interrupted, and the prompts two shards."""
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds until a test that waits gives up. Nothing here depends on how long a machine takes."""
 
 

@@ -101,3 +101,18 @@ def test_a_rolled_back_round_is_followed_by_fresh_samples_of_the_last_promoted_p
     drawn = [store.get("candidates", entry["artifacts"]["candidates"]).table() for entry in (first, second)]
     assert drawn[0]["prompt_id"].equals(drawn[1]["prompt_id"])
     assert set(drawn[0]["seed"].to_pylist()).isdisjoint(drawn[1]["seed"].to_pylist())
+
+
+def test_a_labelling_judge_that_always_abstains_stops_the_run_with_that_reason(
+    run_small: RunSmall, tmp_path: Path
+) -> None:
+    (tmp_path / "abstain.py").write_text(ABSTAIN)
+    status = run_small("no-pairs", "judge.type=callable", f"judge.call.function={tmp_path}/abstain.py:score")
+    (entry,) = status["rounds"]
+    assert (entry["pairs"], entry["dropped"]) == (0, {"abstained": 40})
+    assert entry["scores"] == {"mean": None, "std": None, "abstained": 1.0}
+    assert status["state"] == "stopped"
+    assert "pairing kept none of 40 groups (abstained: 40)" in status["reason"]
+    assert status["policy"]["digest"] == entry["policy_out"] == status["initial"]["policy_out"]
+    assert dict(round_rows(entry))["score"] == "not known: no sample was judged"
+    assert "abstained" in (Path(status["directory"]) / "report.html").read_text()

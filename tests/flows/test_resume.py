@@ -14,9 +14,8 @@ from .conftest import RunSmall
 from .small import LONGER, Ratchet, finished_files, left, sets, store_of
 
 MOMENTS = {
-    "artifacts/policy/*/state/*": signal.SIGKILL,
+    "artifacts/policy/*/state/*": signal.SIGTERM,
     "artifacts/train/*/state/*": signal.SIGKILL,
-    "runs/small/round-000.json": signal.SIGTERM,
 }
 """What ends a run, by the pattern of a file that appears at that moment."""
 
@@ -56,13 +55,13 @@ def test_resume_after_kills_repeats_nothing_and_ends_the_same(run_small: RunSmal
     assert outcome(status) == outcome(run_small("longer", *LONGER))
 
 
-def test_resume_after_a_kill_with_vllm(by_command: Ratchet, server: str, tmp_path: Path) -> None:
+def test_resume_after_a_kill_with_vllm(by_command: Ratchet, run_small: RunSmall, server: str, tmp_path: Path) -> None:
     run = Ratchet(tmp_path / "killed", *by_command.arguments, server=server)
     run.until("artifacts/candidates/*/00000-*.parquet")
     kill(run)
     done = finished_files(run.workspace)
     assert done
-    status = Ratchet(run.workspace, *by_command.arguments, server=server).status()
+    status = run_small("small", "sampling.engine=vllm", *LONGER, workspace=run.workspace)
     assert done.items() <= finished_files(run.workspace).items()
     assert outcome(status) == outcome(by_command.status())
 
