@@ -79,19 +79,33 @@ class Console:
     def run_table(self, status: Mapping[str, Any]) -> None:
         """A run at a glance: a line a round."""
         self.say(f"[bold]{status['name']}[/]  {status['state']}: {escape(status['reason'])}")
-        table = Table(box=SIMPLE)
-        for column in ("round", "pairs", "win rate", "vs initial", "KL", "probes", "gate", "seconds"):
-            table.add_column(column)
+        rounds = Table(box=SIMPLE)
+        for column in ("round", "pairs", "win rate", "vs initial", "KL", "length", "gate", "seconds"):
+            rounds.add_column(column)
         for entry in status["rounds"]:
             figures = entry["evaluation"]
-            probes = "\n".join(f"{name} {value:.3f}" for name, value in figures["probes"].items())
-            table.add_row(
-                str(entry["round"]), f"{entry['pairs']}/{entry['groups']}", interval(figures, "win_rate"),
-                interval(figures, "win_rate_vs_initial"), f"{figures['kl']:.2f}", probes, entry["gate"]["decision"],
-                f"{sum(entry['seconds'].values()):.0f}",
+            rounds.add_row(
+                str(entry["round"]), f"{entry['pairs']}/{entry['groups']}", short(figures["win_rate"]),
+                short(figures["win_rate_vs_initial"]), short(figures["kl"]), short(figures["length"]),
+                entry["gate"]["decision"], f"{sum(entry['seconds'].values()):.0f}",
             )  # fmt: skip
-        self.terminal.print(table)
+        self.terminal.print(rounds)
+        self._probe_table([status["initial"] or {"evaluation": {}}, *status["rounds"]])
         self.say(f"report: {status['directory']}/report.html")
+
+    def _probe_table(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """A line an evaluation, the initial policy's first; nothing where the recipe has no probes."""
+        names = list(entries[-1]["evaluation"].get("probes", {}))
+        if not names:
+            return
+        table = Table("round", *names, box=SIMPLE, padding=0)
+        for entry in entries:
+            probes = entry["evaluation"].get("probes", {})
+            table.add_row(
+                str(entry["round"]) if entry.get("round", -1) >= 0 else "initial",
+                *(short(probes.get(name)) for name in names),
+            )
+        self.terminal.print(table)
 
     def findings_table(self, findings: Sequence[Finding]) -> None:
         """What the doctor found: a line a finding, and under each that is not well how to mend it."""
@@ -135,6 +149,10 @@ def _scores(figures: Mapping[str, Any]) -> str:
 def probe_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     probes = figures.get("probes") or {}
     return [("probes", ", ".join(f"{name} {value:.3f}" for name, value in probes.items()))] if probes else []
+
+
+def short(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"
 
 
 def interval(figures: Mapping[str, Any], name: str) -> str:
