@@ -16,7 +16,14 @@ import pytest
 from flows import environment
 from pipeline.recipe import load_recipe
 
-from .small import LONGER, RECIPE, Ratchet, sets, until
+from .small import LONGER, RECIPE, STARTED, Ratchet, sets, until
+
+
+@pytest.fixture(autouse=True)
+def _no_run_outlives_its_test() -> Iterator[None]:
+    yield
+    while STARTED:
+        STARTED.pop().end()
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,8 @@ class Ratchet:
                 env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
 
+        STARTED.append(self)
+
     def until(self, pattern: str) -> None:
         """Wait until a file of this pattern is in the workspace."""
         until(lambda: any(self.workspace.glob(pattern)), self.process)
@@ -60,6 +62,12 @@ class Ratchet:
         os.killpg(self.process.pid, number)
         return processes
 
+    def end(self) -> None:
+        """Whatever the test did: leave nothing of the run behind."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
     def wait(self) -> int:
         return self.process.wait(PATIENCE)
 
@@ -69,6 +77,10 @@ class Ratchet:
         assert code == 0, self.err.read_text()
         status: dict[str, Any] = json.loads(self.out.read_text())
         return status
+
+
+STARTED: list[Ratchet] = []
+"""Every run of this session, for ``conftest`` to end where its test failed to."""
 
 
 def sets(*settings: str) -> list[str]:

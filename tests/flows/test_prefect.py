@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ print(is_telemetry_enabled(), get_current_settings().server.analytics_enabled)
 class Server:
     """What the server's API says."""
 
-    def __init__(self, address: str) -> None:
-        self._client = httpx.Client(base_url=address)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def filter(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
         answer = self._client.post(f"/{kind}/filter", json=filters | {"limit": 200})
@@ -67,8 +68,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def api(server: str) -> Server:
-    return Server(server)
+def api(server: str) -> Iterator[Server]:
+    with httpx.Client(base_url=server) as client:
+        yield Server(client)
 
 
 def test_a_run_is_a_flow_with_a_subflow_a_round_and_a_task_a_stage(api: Server, finished: dict[str, Any]) -> None:

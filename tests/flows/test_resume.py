@@ -67,16 +67,16 @@ def test_resume_after_a_kill_with_vllm(by_command: Ratchet, run_small: RunSmall,
 
 
 @pytest.mark.soak
-def test_the_demo_survives_ten_kills_at_random_moments(tmp_path: Path) -> None:
-    """As many runs as it takes, each killed until it ends."""
-    draw = random.Random(0)
+def test_the_demo_survives_kills_at_random_moments(tmp_path: Path) -> None:
+    """Ten at least, and then as many as it takes to end in between; about ten minutes."""
     undisturbed = outcome(Ratchet(tmp_path / "undisturbed", "--json", recipe="food").status())
+    draw = random.Random(0)
     kills = attempts = 0
     while kills < 10:
         workspace = tmp_path / f"killed-{attempts}"
         attempts += 1
         done: dict[Path, tuple[int, int]] = {}
-        while killed_within(run := Ratchet(workspace, "--json", recipe="food"), draw.uniform(2, 30)):
+        while killed_within(run := Ratchet(workspace, "--json", recipe="food"), draw.uniform(2, 45)):
             kills += 1
             assert done.items() <= finished_files(workspace).items()
             done = finished_files(workspace)
