@@ -93,7 +93,7 @@ def begin(session: Session) -> Standing:
             "seconds": stage_seconds(made), "artifacts": artifact_keys(made),
         }
     )  # fmt: skip
-    session.run.forget_rounds_from(0)
+    session.run.forget_rounds()
     session.run.link("initial-policy", policy.path)
     return Standing(policy, policy, -1, prompt_artifact)
 
@@ -110,16 +110,16 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     judgments = _stage(session, "judge", stages.judge, candidates, asked, config.judge, "judge")
     pairs = _stage(session, "pair", stages.pair, candidates, judgments, asked, number)
     made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
-    if stages.has_pairs(pairs):
+    learnable = stages.has_pairs(pairs)
+    if learnable:
         reference_policy = standing.initial if config.trainer.reference == "initial" else start
         made["reference"] = _stage(session, "reference", stages.reference, pairs, reference_policy)
         made["train"] = _stage(session, "train", stages.train, pairs, made["reference"], start, number)
-    policy = policy_of(made["train"]) if "train" in made else start
+    policy = policy_of(made["train"]) if learnable else start
     held_out = read_held_out(standing.prompts)
     made["evaluation"] = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
 
-    learnt = "train" in made
-    gate = decide(config.gate, figures(made["evaluation"])) if learnt else no_pairs(pairs.manifest["dropped"])
+    gate = decide(config.gate, figures(made["evaluation"])) if learnable else no_pairs(pairs.manifest["dropped"])
     state = summarise(number, start, policy, made, gate, session.freed)
     _publish(session, state, made)
     if gate.decision == "promote":

@@ -91,7 +91,8 @@ def judge(
     by_id = {prompt.id: prompt for prompt in prompts}
 
     def build(draft: Draft) -> Artifact:
-        session.free_device(label)  # a reward model wants it, and a user's function may
+        if not isinstance(config, RulesJudge):  # a reward model wants the device, and a user's function may
+            session.free_device(label)
         with session.console.stage(label, len(prompts)) as progress:
             made: Judge = make_judge(config, judge_name(config))
             done = 0

@@ -94,11 +94,10 @@ class Run:
         outcome = {"state": "failed", "reason": reason, "best_round": _best(self._rounds()), "policy": None}
         write_json(self.directory / "outcome.json", outcome)
 
-    def forget_rounds_from(self, first: int) -> None:
-        """Remove round files of an earlier session that went further: this session will write them again."""
+    def forget_rounds(self) -> None:
+        """Remove an earlier session's round files: this session writes each again when it comes to it."""
         for file in self.directory.glob("round-*.json"):
-            if int(file.stem.removeprefix("round-")) >= first:
-                file.unlink()
+            file.unlink()
 
     def link(self, name: str, target: Path) -> None:
         """A readable name for an artifact."""
