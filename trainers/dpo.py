@@ -24,7 +24,6 @@ from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.store import sync
 from pipeline.types import Policy, PreferencePair
-from trainers import losses
 from trainers.checkpoints import (
     load_model,
     load_tokenizer,
@@ -34,6 +33,9 @@ from trainers.checkpoints import (
 )
 from trainers.encoding import Row, pad, pair_rows, special_ids, split_by_budget
 from trainers.logprobs import autocast, completion_logprobs
+from trainers.losses.nll import nll
+from trainers.losses.rewards import rewards
+from trainers.losses.sigmoid import sigmoid
 from trainers.schedule import warmup_then
 
 METRICS = "metrics.jsonl"
@@ -197,13 +199,13 @@ class Loop:
         loss = sum(term.weight * self._term(term, args, lengths[0::2]) for term in self.config.loss)
         assert isinstance(loss, Tensor)
         (loss.sum() / of).backward()
-        chosen, rejected = losses.rewards(*args)
+        chosen, rejected = rewards(*args)
         figures = {
             "loss": loss, "rewards/chosen": chosen, "rewards/rejected": rejected,
             "rewards/margins": chosen - rejected, "rewards/accuracies": (chosen > rejected).double(),
             "logps/chosen": logps[0::2], "logps/rejected": logps[1::2],
             "lengths/chosen": lengths[0::2].double(), "lengths/rejected": lengths[1::2].double(),
-            "nll": losses.nll(logps[0::2], lengths[0::2]),
+            "nll": nll(logps[0::2], lengths[0::2]),
         }  # fmt: skip
         return {name: float(value.detach().sum()) for name, value in figures.items()}
 
@@ -211,9 +213,11 @@ class Loop:
     def _term(term: LossConfig, args: tuple[Tensor, Tensor, Tensor, Tensor, float], lengths: Tensor) -> Tensor:
         match term.type:
             case "sigmoid":
-                return losses.sigmoid(*args)
+                return sigmoid(*args)
             case "nll":
-                return losses.nll(args[0], lengths)
+                return nll(args[0], lengths)
+            case _:
+                raise NotImplementedError(term.type)
 
     def _check_reference(self, logps: Tensor, reference: Tensor) -> None:
         gap = float((logps.detach() - reference).abs().max())

@@ -5,29 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from pipeline.config.base import Fraction, Strict
-
-
-class SigmoidLoss(Strict):
-    """Direct preference optimisation."""
-
-    type: Literal["sigmoid"]
-    weight: float = Field(1.0, gt=0)
-
-
-class NllLoss(Strict):
-    """Mean negative log-likelihood a token of the chosen completion (RPO's regulariser)."""
-
-    type: Literal["nll"]
-    weight: float = Field(1.0, gt=0)
-
-
-LossConfig = Annotated[SigmoidLoss | NllLoss, Field(discriminator="type")]
+from pipeline.config.losses import LossConfig, SigmoidLoss
 
 
 class TrainerConfig(Strict):
     loss: tuple[LossConfig, ...] = Field((SigmoidLoss(type="sigmoid"),), min_length=1)
     """Weighted sum of these terms."""
     beta: float = Field(0.1, gt=0)
+    betas: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """β of pairs by their source, a data set or a judge's axis; others take ``beta``."""
     reference: Literal["previous", "initial"] = "previous"
     """Policy the log-ratios are taken against: the one that sampled, or the very first."""
     learning_rate: float = Field(5e-7, gt=0)

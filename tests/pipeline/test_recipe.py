@@ -220,7 +220,7 @@ def test_unknown_variable_lists_the_known_ones(recipes: Path) -> None:
             ["judge.rules.likes_pizza.pattern:", '"("', "is not a regular expression"],
         ),
         (["judge.rules.likes_pizza.scor=1"], ["judge.rules.likes_pizza.scor:", "1", "did you mean 'score'"]),
-        (["trainer.loss=[{type = 'ipo'}]"], ["trainer.loss.0.type:", '"ipo"', '"nll", "sigmoid"']),
+        (["trainer.loss=[{type = 'ipo'}]"], ["trainer.loss.0.type:", '"ipo"', '"ipo_sum"', '"nll"', '"sigmoid"']),
         (["trainer.loss=[{type = 'nll', weight = 0}]"], ["trainer.loss.0.weight: 0", "a number > 0"]),
         (["trainer.loss=[]"], ["trainer.loss: []", "an array with at least 1 entry"]),
         (["trainer.loss=[{type = 'nll'}]"], ["trainer.loss:", '"nll"', "prefers chosen over rejected"]),
