@@ -1,53 +1,278 @@
-"""Log-probabilities of tokens under a causal language model."""
+"""Log-probabilities of tokens, a few hundred at a time: the [tokens, vocabulary] matrix never exists.
 
-from collections.abc import Sequence
+``ChunkedHead.statistics`` gives them alone. ``ChunkedHead.backward`` gives them and, in the same pass, the gradients of
+a loss of them: a chunk's logits are made once, turned into probabilities in place, then into gradients. That takes
+three matrix products where recomputing the logits in a backward pass takes four, and is possible because whoever knows
+the loss tells its slopes as soon as one chunk's log-probabilities are there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trainers.encoding import Batch, Row, pad, split_by_budget
+CHUNK = {"cpu": 512, "cuda": 2048}
+"""Tokens whose probabilities are held at once."""
+PIECE = {"cpu": 128, "cuda": 2048}
+"""Tokens of one softmax: on a CPU few enough to stay in its cache."""
+PANEL = {"cpu": 4096, "cuda": 1 << 30}
+"""Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
+SMALLEST = 1e-30
+"""Probabilities below this may have lost digits, or all of them; their logarithm is taken another way."""
 
 
-def completion_logprobs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed log-probability of each row's completion, and its length.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """logits = softcap · tanh(scale · (hidden · weightᵀ + bias) / softcap), without softcap scale · (…)."""
 
-    Returns:
-        [rows] float64 sums in nats and [rows] token counts. The sum runs in float64 because adding hundreds of
-        float32 terms loses about 1e-3, which a step-0 check would see.
-    """
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    targets = batch.input_ids[:, 1:]
-    counted = batch.completion_mask[:, 1:]
-    picked = logits[:, :-1][counted].float()  # completion positions only: the rest never becomes float32
-    tokens = picked.gather(-1, targets[counted][:, None]).squeeze(-1) - picked.logsumexp(-1)
-    spread = torch.zeros(counted.shape, dtype=torch.float64, device=tokens.device)
-    return spread.masked_scatter(counted, tokens.double()).sum(-1), counted.sum(-1)
+    weight: Tensor
+    """[vocabulary, hidden]; tied to the input embedding or not."""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Head":
+        """The head of a causal language model, with its family's transformation of the logits.
 
-@torch.no_grad()
-def sequence_logprobs(model: PreTrainedModel, rows: Sequence[Row], token_budget: int, dtype: str) -> list[float]:
-    """Summed log-probability (nats) of each row's completion given its prompt. No gradient; equal rows run once.
-
-    ``token_budget`` and ``dtype`` are those of :class:`pipeline.config.TrainerConfig`.
-    """
-    unique = list(dict.fromkeys(rows))
-    sums: dict[Row, float] = {}
-    for indices in split_by_budget(unique, len, token_budget):
-        chunk = [unique[index] for index in indices]
-        with autocast(model.device, dtype):
-            logps, _ = completion_logprobs(model, pad(chunk, pad_id=0, device=model.device))
-        sums.update(zip(chunk, logps.tolist(), strict=True))
-    return [sums[row] for row in rows]
+        Gemma caps (``final_logit_softcapping``), Cohere multiplies (``logit_scale``), Granite divides
+        (``logits_scaling``). A family with yet another one is found out by :func:`trainers.packed.prove`.
+        """
+        linear, config = model.get_output_embeddings(), model.config.get_text_config()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(
+            linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None)
+        )
 
 
-@torch.no_grad()
-def token_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
-    """Log-probability (nats) of each of ``ids`` given those before it; one shorter than ``ids``."""
-    tokens = torch.tensor([list(ids)], device=model.device)
-    logps = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    picked: list[float] = logps.gather(-1, tokens[0, 1:, None]).squeeze(-1).tolist()
-    return picked
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What is known of N tokens, [N] float32 each, nats."""
+
+    logps: Tensor
+    """log π(y_t | x, y_<t)"""
+    collision: Tensor | None = None
+    """log Σ_v π(v | x, y_<t)², where asked for"""
+    reference_kl: Tensor | None = None
+    """KL(π_ref ‖ π) over the vocabulary at the token's position, where a reference's hidden states were given"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Gradient of a loss w.r.t. the statistics, [N] each. None: it does not depend on them."""
+
+    logps: Tensor
+    reference_kl: Tensor | None = None
+
+    def part(self, tokens: slice) -> "Slopes":
+        return Slopes(self.logps[tokens], None if self.reference_kl is None else self.reference_kl[tokens])
+
+
+@dataclass(slots=True)
+class Workspace:
+    """Buffers that live from pack to pack: fresh ones of this size cost more in page faults than in arithmetic."""
+
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """[rows, columns] of arbitrary content, in the dtype and on the device of ``like``."""
+        buffer = self.buffers.get(name)
+        if buffer is None or len(buffer) < rows or buffer.shape[1] != columns or buffer.dtype != like.dtype:
+            buffer = self.buffers[name] = like.new_empty(rows, columns)
+        return buffer[:rows]
+
+
+class ChunkedHead:
+    """A head that works in ``dtype``, a chunk of positions at a time. ``name`` tells its buffers from another's."""
+
+    def __init__(self, head: Head, dtype: torch.dtype, workspace: Workspace, name: str = "policy") -> None:
+        self.head, self.workspace, self.name = head, workspace, name
+        self.weight = head.weight.detach().to(dtype)
+        self.bias = None if head.bias is None else head.bias.detach().to(dtype)
+        self.chunk, self.piece = CHUNK[self.weight.device.type], PIECE[self.weight.device.type]
+
+    @torch.no_grad()
+    def statistics(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> Statistics:
+        """Of ``targets`` [N], predicted from ``hidden`` [N, hidden]. No gradient."""
+        parts = split(slice(0, len(targets)), self.piece)
+        return _join([self._window(hidden[part], targets[part], collision).known for part in parts])
+
+    @torch.no_grad()
+    def backward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        chunks: Sequence[slice],
+        slopes: Callable[[int, Statistics], Slopes],
+        collision: bool = False,
+        reference: "Peer | None" = None,
+    ) -> tuple[Statistics, Tensor]:
+        """Statistics of ``targets`` [N], and the gradient of a loss of them w.r.t. ``hidden`` [N, hidden].
+
+        ``slopes`` is told a chunk's number and statistics, and returns its loss's gradient; a chunk therefore holds
+        all that is compared with each other. A chunk of more than ``CHUNK`` tokens has its logits made twice, so that
+        memory is bounded by ``CHUNK`` × vocabulary. ``reference`` is another head and its hidden states at the same
+        positions. The gradients w.r.t. weight and bias are added to their ``grad`` in place: as results of an
+        autograd function they would be another [vocabulary, hidden] in float32.
+        """
+        gradient, known = torch.empty_like(hidden), []
+        for number, chunk in enumerate(chunks):
+            windows = split(chunk, self.chunk)
+            peers = [None if reference is None else (reference[0], reference[1][part]) for part in windows]
+            found = [
+                self._window(hidden[part], targets[part], collision, peer)
+                for part, peer in zip(windows, peers, strict=True)
+            ]
+            known.append(_join([window.known for window in found]))
+            slope = slopes(number, known[-1])
+            for part, peer, window in zip(windows, peers, found, strict=True):
+                if len(windows) > 1:  # the buffers hold the last window's probabilities
+                    window = self._window(hidden[part], targets[part], False, peer)
+                own = slope.part(slice(part.start - chunk.start, part.stop - chunk.start))
+                gradient[part] = self._gradients(hidden[part], targets[part], window, own)
+        return _join(known), gradient
+
+    def _window(self, hidden: Tensor, targets: Tensor, collision: bool, peer: "Peer | None" = None) -> "_Window":
+        p = self.workspace.take(self.name, len(hidden), len(self.weight), self.weight)
+        other = None if peer is None else peer[0].probabilities(peer[1])
+        known, own = [], []
+        for part in split(slice(0, len(hidden)), self.piece):
+            logps, logit = self._softmax(hidden[part].to(p.dtype), targets[part], p[part])
+            norm = torch.linalg.vector_norm(p[part], dim=-1, dtype=torch.float32) if collision else None
+            kl = None if other is None else _kl(other[part], p[part])
+            known.append(Statistics(logps, None if norm is None else 2 * norm.log(), kl))
+            own.append(logit)
+        return _Window(_join(known), torch.cat(own), p, other)
+
+    def probabilities(self, hidden: Tensor) -> Tensor:
+        """[n, vocabulary] π(v | …) in a buffer that the next call overwrites."""
+        p = self.workspace.take(self.name, len(hidden), len(self.weight), self.weight)
+        for part in split(slice(0, len(hidden)), self.piece):
+            softmax_(self._logits(hidden[part].to(p.dtype), p[part]))
+        return p
+
+    def _softmax(self, hidden: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities into ``out``; the targets' log-probabilities and logits, [n] in float32.
+
+        A matrix product in 16 bit rounds its logits, by up to 0.03 between 8 and 16. The target's own logit is made
+        once more in float32; the other roundings average out in the sum of their exponentials.
+        """
+        exact = (hidden.float() * self.weight[targets].float()).sum(-1)
+        exact = self._transform(exact if self.bias is None else exact + self.bias[targets].float())
+        rounded = self._logits(hidden, out).gather(1, targets[:, None])[:, 0].float()
+        softmax_(out)
+        picked = out.gather(1, targets[:, None])[:, 0].float()
+        logps = picked.log() + (exact - rounded)
+        rare = picked < SMALLEST
+        if bool(rare.any()):
+            again = self._logits(hidden[rare], torch.empty_like(out[rare])).float()
+            logps[rare] = exact[rare] - again.logsumexp(-1)
+        return logps, exact
+
+    def _logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        if self.bias is None:
+            torch.mm(hidden, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        return self._transform(out)
+
+    def _transform(self, logits: Tensor) -> Tensor:
+        """In place."""
+        if self.head.scale != 1.0:
+            logits.mul_(self.head.scale)
+        if self.head.softcap is not None:
+            logits.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
+        return logits
+
+    def _gradients(self, hidden: Tensor, targets: Tensor, window: "_Window", slope: Slopes) -> Tensor:
+        """Gradient w.r.t. ``hidden``; that w.r.t. the head is added to its ``grad``. Uses the buffers up.
+
+        With slope g of log π(y) and k of KL(π_ref ‖ π) a logit's gradient is g (1[v = y] − π_v) + k (π_v − π_ref,v).
+        Without k it is −g times a matrix that needs one entry a row changed, so g multiplies the thin factors instead.
+        """
+        p, g = window.policy, slope.logps.float()[:, None]
+        for part in split(slice(0, len(p)), self.piece):
+            bend = self._bend(p[part], window, part) if self.head.softcap is not None else None
+            at = targets[part, None]
+            if slope.reference_kl is None or window.reference is None:
+                p[part].scatter_(1, at, window.known.logps[part].expm1()[:, None].to(p.dtype))
+            else:
+                k = slope.reference_kl[part].float()[:, None]
+                p[part].mul_((k - g[part]).to(p.dtype)).sub_(window.reference[part].mul_(k.to(p.dtype)))
+                p[part].scatter_add_(1, at, g[part].to(p.dtype))
+            if bend is not None:
+                p[part].mul_(bend)
+        factor = self.head.scale * (-g if slope.reference_kl is None else torch.ones_like(g))
+        self._add_to_head(p, hidden.float() * factor, factor)
+        return torch.mm(p, self.weight).float().mul_(factor).to(hidden.dtype)
+
+    def _bend(self, p: Tensor, window: "_Window", part: slice) -> Tensor:
+        """[n, vocabulary] the soft cap's derivative 1 − (logit / softcap)²; a logit is log π and the row's constant."""
+        constant = (window.own[part] - window.known.logps[part])[:, None]
+        return (1 - ((p.float().clamp_min(SMALLEST).log() + constant) / self.head.softcap).clamp(-1, 1) ** 2).to(
+            p.dtype
+        )
+
+    def _add_to_head(self, p: Tensor, hidden: Tensor, factor: Tensor) -> None:
+        weight, bias = self.head.weight, self.head.bias
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            narrow = hidden.to(p.dtype)
+            for rows in split(slice(0, len(weight)), PANEL[p.device.type]):
+                if p.dtype == weight.dtype:
+                    weight.grad[rows].addmm_(p[:, rows].t(), narrow)
+                else:
+                    weight.grad[rows] += torch.mm(p[:, rows].t(), narrow)
+        if bias is not None and bias.requires_grad:
+            bias.grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
+            bias.grad += torch.mv(p.float().t(), factor[:, 0])
+
+
+Peer = tuple[ChunkedHead, Tensor]
+"""A reference's head, and its hidden states [N, hidden] at the same positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a pass over n positions leaves."""
+
+    known: Statistics
+    own: Tensor
+    """[n] the targets' logits"""
+    policy: Tensor
+    """[n, vocabulary] π, in a buffer that the next pass overwrites"""
+    reference: Tensor | None
+    """[n, vocabulary] π_ref, likewise"""
+
+
+def split(span: slice, size: int) -> list[slice]:
+    """``span`` in runs of at most ``size``."""
+    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
+
+
+def softmax_(logits: Tensor) -> Tensor:
+    """In place where the kernel allows it, over the last dimension."""
+    if logits.device.type == "cpu":
+        return torch.softmax(logits, -1, out=logits)
+    return logits.copy_(torch.softmax(logits, -1))
+
+
+def _kl(reference: Tensor, policy: Tensor) -> Tensor:
+    """[n] Σ_v π_ref (log π_ref − log π). Probabilities under 1e-30 count as 1e-30."""
+    logs = [p.float().clamp_min(SMALLEST).log() for p in (reference, policy)]
+    return (reference.float() * (logs[0] - logs[1])).sum(-1)
+
+
+def _join(parts: Sequence[Statistics]) -> Statistics:
+    def cat(tensors: list[Tensor | None]) -> Tensor | None:
+        found = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(found) if found else None
+
+    logps = cat([part.logps for part in parts])
+    assert logps is not None
+    return Statistics(logps, cat([part.collision for part in parts]), cat([part.reference_kl for part in parts]))
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
