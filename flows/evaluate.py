@@ -146,7 +146,7 @@ def _logprobs(session: Session, candidates: Artifact, groups: Sequence[Group], p
     )
 
     def build(draft: Draft) -> Artifact:
-        from trainers.encoding import Row
+        from trainers.examples import Row
         from trainers.reference import Reference
 
         session.free_device("evaluate")

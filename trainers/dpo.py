@@ -31,7 +31,8 @@ from trainers.checkpoints import (
     save_policy,
     save_training_state,
 )
-from trainers.encoding import Row, pad, pair_rows, special_ids, split_by_budget
+from trainers.encoding import encode_pairs, pad, special_ids, split_by_budget
+from trainers.examples import Row
 from trainers.logprobs import autocast, completion_logprobs
 from trainers.losses.nll import nll
 from trainers.losses.rewards import rewards
@@ -83,7 +84,8 @@ def train_policy(
     model, tokenizer = load_model(policy.path), load_tokenizer(policy.path)
     specials = special_ids(tokenizer, model)
     encoded = [
-        TrainingPair(*pair_rows(pair, *specials), *logps) for pair, logps in zip(pairs, reference_logps, strict=True)
+        TrainingPair(pair.chosen, pair.rejected, *logps)
+        for pair, logps in zip(encode_pairs(pairs, specials), reference_logps, strict=True)
     ]
     metrics = train(
         model, encoded, config, directory, learning_rate=learning_rate, seed=seed,

@@ -1,28 +1,33 @@
-"""Preference pairs to token rows: the sampler's own ids, checked, padded and cut into batches by a token budget."""
+"""Preferences to token ids: the sampler's own ids checked, and text rendered and encoded, once.
 
-from collections.abc import Callable, Sequence
+A row is a prompt, which begins with one BOS at most, and a completion, which has an EOS nowhere but at its end.
+Text gets the ids that sampling would give it. A prompt is encoded alone: a conversation by the chat template, with the
+turn of the assistant begun; a plain string with a BOS in front if the tokenizer itself puts one there. A completion
+gets the ids that follow the prompt's when both are encoded as one text. Where one token would reach across the border
+it is encoded apart from the prompt, whose last token no sampler can take back.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.types import PreferencePair
+from trainers.encoded import Encoded, Tally
+from trainers.examples import Example, Pair, Row, Single
+from trainers.records import Message, Record, Unusable, parse_record, text_of
 
 T = TypeVar("T")
+Specials = tuple[int | None, frozenset[int]]
+"""The BOS id, if there is one, and every id that ends a completion."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt and one completion of it."""
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
+CHUNK = 1024
+"""Rows tokenised in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,8 @@ class Batch:
     """True at the completion's tokens: the positions whose log-probability counts."""
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int | None, frozenset[int]]:
-    """The BOS id, if there is one, and every id that ends a completion."""
+def special_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> Specials:
+    """The BOS and every EOS: the tokenizer's, and those at which ``model`` stops generating."""
     generation = getattr(model, "generation_config", None)
     ends = getattr(generation, "eos_token_id", None)
     found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -44,8 +49,14 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> t
     return bos if isinstance(bos, int) else None, frozenset(token for token in found if isinstance(token, int))
 
 
-def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int]) -> tuple[Row, Row]:
-    """The chosen and the rejected row of a pair, from the very ids that were sampled.
+# ---------------------------------------------------------------------------------------------- our own pairs
+def encode_pairs(pairs: Iterable[PreferencePair], specials: Specials, source: str = "") -> list[Pair]:
+    """Every pair as its own sampled ids. Raises DataError as :func:`pair_rows` does."""
+    return [pair_rows(pair, *specials, source) for pair in pairs]
+
+
+def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int], source: str = "") -> Pair:
+    """A pair as the very ids that were sampled, with the judge's margin.
 
     Raises:
         DataError: an empty prompt or completion, a prompt that begins with two BOS, or an EOS that is not the
@@ -64,9 +75,221 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int]) -> tup
                 f"pair {pair.id}: {name} completion {ids[:8]}… must be non-empty, with an EOS"
                 f" ({', '.join(map(str, sorted(eos)))}) nowhere but at its end"
             )
-    return Row(prompt, pair.chosen.token_ids), Row(prompt, pair.rejected.token_ids)
+    chosen, rejected = Row(prompt, pair.chosen.token_ids), Row(prompt, pair.rejected.token_ids)
+    return Pair(chosen, rejected, margin=pair.margin, source=source)
 
 
+# ---------------------------------------------------------------------------------------------- text
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    prompt: str
+    wholes: tuple[str, ...]
+    """The prompt with each response after it."""
+
+
+class Encoder:
+    """Turns rows of text into examples for one tokenizer. The formats are those of :mod:`trainers.records`.
+
+    Args:
+        specials: of :func:`special_ids`, so that a completion ends where the policy would stop.
+        max_prompt_tokens: longer prompts keep their end (and their BOS).
+        max_completion_tokens: longer completions keep their start, and so lose their EOS.
+        max_length: of prompt and completion together; longer rows are dropped.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        specials: Specials,
+        *,
+        max_prompt_tokens: int | None = None,
+        max_completion_tokens: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.tokenizer, self.specials = tokenizer, specials
+        self.bos, self.ends = specials
+        self.max_prompt_tokens, self.max_completion_tokens = max_prompt_tokens, max_completion_tokens
+        self.max_length = max_length
+        adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
+        self._plain_start = (self.bos,) if adds_bos and self.bos is not None else ()
+        own_end = tokenizer.eos_token_id
+        self._eos = own_end if own_end is not None else min(self.ends, default=None)
+
+    def encode(self, rows: Iterable[Any], name: str = "rows", source: str = "") -> Encoded:
+        """Examples of ``rows``, which are mappings from column to value.
+
+        Args:
+            name: what errors call the rows.
+            source: the ``source`` of examples whose row names none.
+
+        Raises:
+            ConfigError: a row is a conversation, and the tokenizer has no chat template.
+            DataError: no row is left, or the chat template renders a prompt otherwise when an answer follows.
+        """
+        numbered, tally, read = enumerate(rows, start=1), Tally(), 0
+        examples: list[Example] = []
+        while chunk := list(islice(numbered, CHUNK)):
+            read = chunk[-1][0]
+            rendered = []
+            for number, raw in chunk:
+                try:
+                    record = parse_record(raw)
+                    rendered.append((number, record, self._render(record, f"{name}: row {number}")))
+                except Unusable as why:
+                    tally.drop(number, why)
+            ids = self._tokenize([text for _, _, texts in rendered for text in (texts.prompt, *texts.wholes)])
+            for number, record, texts in rendered:
+                try:
+                    example, changes = self._example(record, texts, ids, source)
+                except Unusable as why:
+                    tally.drop(number, why)
+                else:
+                    examples.append(example)
+                    tally.alter(number, changes)
+        return tally.result(examples, read, name)
+
+    # ------------------------------------------------------------------------------------------ rendering
+    def _render(self, record: Record, where: str) -> _Texts:
+        bos = self.tokenizer.bos_token
+        if isinstance(record.prompt, str):
+            prompt = record.prompt.removeprefix(bos) if bos else record.prompt  # it gets its BOS as an id
+            _refuse_inside(bos, prompt)
+            return _Texts(prompt, tuple(f"{prompt}{response}" for response in record.responses))
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"{where} is a conversation, but the tokenizer of {self.tokenizer.name_or_path!r} has no chat template"
+            )
+        _refuse_inside(bos, *map(text_of, record.prompt))
+        prompt = self._apply_template(record.prompt, record.template, begin_answer=True)
+        answered = [(*record.prompt, response) for response in record.responses if isinstance(response, Mapping)]
+        wholes = tuple(self._apply_template(messages, record.template) for messages in answered)
+        for whole in wholes:
+            if not whole.startswith(prompt):
+                raise DataError(
+                    f"{where}: the chat template renders the prompt otherwise when an answer follows it: alone it ends"
+                    f" {prompt[-40:]!r}, with an answer it is {whole[: len(prompt)][-40:]!r}; the policy would be"
+                    " trained on a prompt it never sees. Another template or chat_template_kwargs may mend it"
+                )
+        return _Texts(prompt, wholes)
+
+    def _apply_template(
+        self, messages: Sequence[Message], keywords: Mapping[str, Any], begin_answer: bool = False
+    ) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), add_generation_prompt=begin_answer, tokenize=False, **keywords
+                )
+            )
+        except (TemplateError, TypeError) as error:  # a template refuses, or adds to a string what is none
+            raise Unusable("refused_by_template", str(error)) from None
+
+    # ------------------------------------------------------------------------------------------ token ids
+    def _tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Ids by text. No special token is added: rendered texts hold theirs, plain ones get theirs as ids."""
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return {}
+        batch = self.tokenizer(unique, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return dict(zip(unique, batch["input_ids"], strict=True))
+
+    def _example(
+        self, record: Record, texts: _Texts, ids: Mapping[str, list[int]], source: str
+    ) -> tuple[Example, dict[str, object]]:
+        changes: dict[str, object] = {}
+        prompt = self._prompt(ids[texts.prompt], isinstance(record.prompt, str), changes)
+        completions = [
+            self._completion(texts, whole, ids, response, changes)
+            for whole, response in zip(texts.wholes, record.responses, strict=True)
+        ]
+        rows = [Row(prompt, completion) for completion in completions]
+        longest = max(map(len, rows))
+        if self.max_length is not None and longest > self.max_length:
+            raise Unusable("too_long", f"{longest} tokens")
+        source = record.source or source
+        if record.desirable is not None:
+            return Single(rows[0], record.desirable, source), changes
+        if completions[0] == completions[1]:
+            raise Unusable("identical", record.responses[0])
+        if record.margin < 0:
+            changes["contradicted"] = record.margin
+        if record.swapped:
+            changes["swapped"] = record.preference
+        return Pair(rows[0], rows[1], max(record.margin, 0.0), record.preference, source), changes
+
+    def _prompt(self, ids: Sequence[int], plain: bool, changes: dict[str, object]) -> tuple[int, ...]:
+        prompt = (*self._plain_start, *ids) if plain else tuple(ids)
+        while self.bos is not None and prompt[:2] == (self.bos, self.bos):
+            prompt = prompt[1:]
+        if not prompt:
+            raise Unusable("empty_prompt", ids)
+        limit = self.max_prompt_tokens
+        if limit is None or len(prompt) <= limit:
+            return prompt
+        changes["truncated_prompt"] = f"{len(prompt)} tokens"
+        start = prompt[:1] if prompt[0] == self.bos else ()
+        return start + prompt[len(prompt) - limit + len(start) :]
+
+    def _completion(
+        self,
+        texts: _Texts,
+        whole: str,
+        ids: Mapping[str, list[int]],
+        response: str | Message,
+        changes: dict[str, object],
+    ) -> tuple[int, ...]:
+        prompt, both = ids[texts.prompt], ids[whole]
+        if both[: len(prompt)] == prompt:
+            completion = both[len(prompt) :]
+        else:
+            completion = self._encode_apart(whole[len(texts.prompt) :])
+            changes["encoded_apart"] = whole[max(len(texts.prompt) - 10, 0) : len(texts.prompt) + 10]
+        completion = self._close(completion, response)
+        if all(token in self.ends for token in completion):
+            raise Unusable("empty_completion", response)
+        if any(token in self.ends or token == self.bos for token in completion[:-1]):
+            raise Unusable("special_inside", response)
+        if completion[-1] not in self.ends:
+            changes["without_eos"] = response
+        limit = self.max_completion_tokens
+        if limit is not None and len(completion) > limit:
+            changes["truncated_completion"] = f"{len(completion)} tokens"
+        return tuple(completion[:limit])
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """The ids of ``text`` not at the beginning of a text, where some tokenizers would put a space before it."""
+        for before in ("\n", ".", "a"):  # one at least does not grow together with the text
+            ids = self._tokenize([before, before + text])
+            if ids[before + text][: len(ids[before])] == ids[before]:
+                return ids[before + text][len(ids[before]) :]
+        return self._tokenize([text])[text]
+
+    def _close(self, ids: list[int], response: str | Message) -> list[int]:
+        """``ids`` up to their first EOS, without what a template puts after it; with an EOS if they have none.
+
+        Raises:
+            Unusable: the first EOS stands in the response itself, before its end.
+        """
+        end = next((index for index, token in enumerate(ids) if token in self.ends), None)
+        if end is None:
+            return ids if self._eos is None else [*ids, self._eos]
+        rest = ids[end + 1 :]
+        if any(token in self.ends for token in rest) or str(self.tokenizer.decode(rest)).strip():
+            words = response if isinstance(response, str) else text_of(response)
+            if isinstance(response, str) or any(token in self.ends for token in self._tokenize([words])[words]):
+                raise Unusable("special_inside", words)
+        return ids[: end + 1]
+
+
+def _refuse_inside(bos: str | None, *texts: str) -> None:
+    """Read as a token, a BOS within a prompt would begin the sequence anew in the middle."""
+    if bos and any(bos in text for text in texts):
+        raise Unusable("special_inside", next(text for text in texts if bos in text))
+
+
+# ---------------------------------------------------------------------------------------------- batches
 def pad(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """One batch of ``rows``. Padding is masked out, so ``pad_id`` may be any id."""
     longest = max(len(row) for row in rows)

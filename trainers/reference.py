@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from pipeline.types import Policy, PreferencePair
 from trainers.checkpoints import load_model, load_tokenizer
-from trainers.encoding import Row, pair_rows, special_ids
+from trainers.encoding import encode_pairs, special_ids
+from trainers.examples import Row
 from trainers.logprobs import sequence_logprobs
 
 
@@ -22,6 +23,6 @@ class Reference:
 
     def pair_logps(self, pairs: Sequence[PreferencePair]) -> list[tuple[float, float]]:
         """log π_ref of each pair's chosen and rejected completion. Raises DataError for ids no policy can have seen."""
-        rows = [row for pair in pairs for row in pair_rows(pair, *self.specials)]
+        rows = [row for pair in encode_pairs(pairs, self.specials) for row in pair.rows]
         logps = self.logps(rows)
         return list(zip(logps[0::2], logps[1::2], strict=True))

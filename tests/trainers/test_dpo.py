@@ -253,7 +253,7 @@ def test_a_training_killed_after_its_last_step_only_saves(policy: Policy, logps:
     whole, _ = run(policy, PAIRS, logps, tmp_path / "whole")
     model = load_model(policy.path)
     specials = special_ids(load_tokenizer(policy.path), model)
-    pairs = [dpo.TrainingPair(*pair_rows(p, *specials), *values) for p, values in zip(PAIRS, logps, strict=True)]
+    pairs = [dpo.TrainingPair(*pair_rows(p, *specials).rows, *values) for p, values in zip(PAIRS, logps, strict=True)]
     ours: dict[str, Any] = {"learning_rate": 1e-3, "seed": 7, "starts_at_reference": True}
     last = dpo.train(model, pairs, config(checkpoint_steps=10), tmp_path / "out", **ours)
     steps: list[int] = []

@@ -1,0 +1,214 @@
+"""Where examples come from: our own pairs, a file or folder of rows, or a data set on the Hub.
+
+Formats are recognised by the columns of the first row. Our own pairs (``pipeline.tables.PAIRS``) hold the ids that were
+sampled, and keep them; everything else is text, and is encoded once: see ``trainers.records`` for its columns.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError, StoreError
+from pipeline.store import MANIFEST, Artifact, digest
+from pipeline.tables import PAIRS, read_pairs
+from pipeline.types import PreferencePair
+from trainers.encoded import Encoded, Tally
+from trainers.encoding import Encoder, pair_rows
+from trainers.examples import Example
+from trainers.records import PAIR, UNPAIRED, Unusable
+
+FORMATS = (
+    "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
+    " or all of Ratchet's own pairs"
+)
+SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
+HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+
+
+def load_examples(
+    source: str | Path, encoder: Encoder, *, split: str | None = None, limit: int | None = None, name: str = ""
+) -> Encoded:
+    """The examples of a data set.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, each also .gz, or .parquet), a folder of such files, an artifact's folder,
+            or a Hub name: ``owner/name`` or ``owner/name:config``, each also with ``@revision``.
+        split: of a Hub data set; of a folder, the files whose names begin with it. None is "train", or, in a folder
+            without files of that name, all of it.
+        limit: rows read, from the start.
+        name: the ``source`` of examples whose row names none.
+
+    Raises:
+        DataError: the source cannot be read, has columns of no known format, or no row of it is left.
+        ConfigError: its rows are conversations, and the tokenizer has no chat template.
+    """
+    title = f"data set {str(source)!r}"
+    with _unreadable(title):
+        rows = islice(_rows(str(source), split), limit)
+        head: list[Any] = []
+        for row in rows:  # a broken row at the top is counted later, like any other
+            head.append(row)
+            if isinstance(row, PreferencePair | Mapping):
+                break
+        match head[-1:]:
+            case []:
+                raise DataError(f"{title} has no rows")
+            case [PreferencePair()]:
+                return _own_pairs(chain(head, rows), encoder, title, name)
+            case [Mapping() as row] if row.keys() >= PAIR or row.keys() >= UNPAIRED:
+                return encoder.encode(chain(head, rows), title, name)
+            case [Mapping() as row]:
+                raise DataError(f"{title} has the columns {', '.join(map(str, row))}; allowed: {FORMATS}")
+            case _:
+                raise DataError(f"{title}: its first row is {repr(head[0])[:80]}; allowed: objects with {FORMATS}")
+
+
+def split_held_out(
+    examples: Sequence[Example], held_out: int | float, seed: int = 0
+) -> tuple[list[Example], list[Example]]:
+    """(training, held out), both in the given order, divided by prompt: none is on both sides.
+
+    Which prompts are held out depends on the set of prompts and ``seed`` alone.
+
+    Args:
+        held_out: how many prompts, or, as a float, which share of them (at least one, unless it is 0).
+
+    Raises:
+        DataError: no prompt would be left for training.
+    """
+    prompts = sorted(
+        {example.rows[0].prompt for example in examples}, key=lambda prompt: digest([seed, "held_out", prompt])
+    )
+    count = held_out if isinstance(held_out, int) else max(round(held_out * len(prompts)), held_out > 0)
+    if held_out < 0 or not 0 <= count < max(len(prompts), 1):
+        raise DataError(
+            f"held_out: {held_out} of {len(prompts)} prompts; allowed: a number of prompts, or as a float a share of"
+            " them, that leaves some to train on"
+        )
+    apart = set(prompts[:count])
+    training = [example for example in examples if example.rows[0].prompt not in apart]
+    return training, [example for example in examples if example.rows[0].prompt in apart]
+
+
+def _own_pairs(pairs: Iterable[PreferencePair], encoder: Encoder, title: str, source: str) -> Encoded:
+    """Pairs with the ids they were sampled with. None is ever cut, but ``max_length`` drops here too."""
+    tally, read = Tally(), 0
+    examples: list[Example] = []
+    for read, pair in enumerate(pairs, start=1):
+        example = pair_rows(pair, *encoder.specials, source)
+        highest = max(max(row.prompt + row.completion) for row in example.rows)
+        if highest >= len(encoder.tokenizer):
+            raise DataError(
+                f"{title}: pair {pair.id} has the id {highest}, and the tokenizer {len(encoder.tokenizer)} ids:"
+                " another policy's pairs"
+            )
+        longest = max(map(len, example.rows))
+        if encoder.max_length is not None and longest > encoder.max_length:
+            tally.drop(read, Unusable("too_long", f"{longest} tokens"))
+        else:
+            examples.append(example)
+    return tally.result(examples, read, title)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+@contextmanager
+def _unreadable(title: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, StoreError) as error:
+        raise DataError(f"{title} cannot be read: {(str(error).splitlines() or [repr(error)])[0]}") from error
+
+
+def _rows(source: str, split: str | None) -> Iterator[Any]:
+    """Rows: our own pairs, mappings, or whatever else a line of JSON holds."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, split)
+    if path.exists():
+        if split is not None:
+            raise DataError(
+                f"split: {split!r} is asked of the one file {source!r}; only folders and the Hub have splits"
+            )
+        return _file(path)
+    if source.endswith(SUFFIXES) or not (hub := HUB_NAME.fullmatch(source)):
+        raise DataError(
+            f"data set {source!r} is no file or folder here; allowed beside those: a Hub name like 'owner/name',"
+            " 'owner/name:config' or 'owner/name@revision'"
+        )
+    return _hub(hub["path"], hub["config"], hub["revision"], split or "train")
+
+
+def _folder(path: Path, split: str | None) -> Iterator[Any]:
+    if (path / MANIFEST).exists():
+        artifact = Artifact(path, json.loads((path / MANIFEST).read_text()))
+        return chain.from_iterable(map(_table_rows, artifact.tables()))
+    if (path / ".lock").exists():
+        raise DataError(f"data set {str(path)!r} is an artifact that is not complete: it has no {MANIFEST}")
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+    of_split = [file for file in files if re.match(rf"{re.escape(split or 'train')}(?![a-zA-Z0-9])", file.name)]
+    if not (chosen := of_split if of_split or split else files):
+        wanted = f"whose name begins with {split!r}" if files else f"that ends in {', '.join(SUFFIXES)}"
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
+        raise DataError(f"folder {str(path)!r} has no file {wanted}; it has {there}")
+    return chain.from_iterable(map(_file, chosen))
+
+
+def _file(path: Path) -> Iterator[Any]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        batches = pq.ParquetFile(path).iter_batches(batch_size=1024)
+        return chain.from_iterable(_table_rows(pa.Table.from_batches([batch])) for batch in batches)
+    if name.endswith(".csv"):
+        import pandas as pd
+
+        try:  # nothing is guessed: "NA" and "1" can be responses
+            return iter(pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"))
+        except ValueError as error:
+            raise DataError(f"data set {str(path)!r} is no table of comma-separated values: {error}") from error
+    if name.endswith((".json", ".jsonl")):
+        return _json(path, lines=name.endswith(".jsonl"))
+    raise DataError(f"data set {str(path)!r} ends in none of {', '.join(SUFFIXES)}")
+
+
+def _table_rows(table: pa.Table) -> Iterable[Any]:
+    return read_pairs(table) if set(PAIRS.names) <= set(table.column_names) else table.to_pylist()
+
+
+def _json(path: Path, lines: bool) -> Iterator[Any]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        if not lines:
+            text = file.read()
+            try:
+                whole = json.loads(text)
+            except ValueError:  # JSON lines under the other name
+                yield from (_parsed(line) for line in text.splitlines() if line.strip())
+            else:
+                yield from whole if isinstance(whole, list) else [whole]
+            return
+        yield from (_parsed(line) for line in file if line.strip())
+
+
+def _parsed(line: bytes) -> Any:
+    """What the line says; the line itself where it is not JSON, to be counted as no record."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _hub(path: str, config: str | None, revision: str | None, split: str) -> Iterator[Any]:
+    import datasets
+
+    try:
+        return iter(datasets.load_dataset(path, config, split=split, revision=revision))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data set {path!r}, split {split!r}, cannot be loaded from the Hub: {reason}") from error
