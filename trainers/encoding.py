@@ -95,6 +95,7 @@ class Encoder:
         max_prompt_tokens: longer prompts keep their end (and their BOS).
         max_completion_tokens: longer completions keep their start, and so lose their EOS.
         max_length: of prompt and completion together; longer rows are dropped.
+        chat_template_kwargs: keywords for the chat template (``enable_thinking``, say) where a row has no others.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Encoder:
         max_prompt_tokens: int | None = None,
         max_completion_tokens: int | None = None,
         max_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.specials = tokenizer, specials
         self.bos, self.ends = specials
         self.max_prompt_tokens, self.max_completion_tokens = max_prompt_tokens, max_completion_tokens
         self.max_length = max_length
+        self.chat_template_kwargs = chat_template_kwargs or {}
         adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self._plain_start = (self.bos,) if adds_bos and self.bos is not None else ()
         own_end = tokenizer.eos_token_id
@@ -163,13 +166,16 @@ class Encoder:
         prompt = self._apply_template(record.prompt, record.template, begin_answer=True)
         answered = [(*record.prompt, response) for response in record.responses if isinstance(response, Mapping)]
         wholes = tuple(self._apply_template(messages, record.template) for messages in answered)
-        for whole in wholes:
+        for whole, messages in zip(wholes, answered, strict=True):
             if not whole.startswith(prompt):
                 raise DataError(
                     f"{where}: the chat template renders the prompt otherwise when an answer follows it: alone it ends"
                     f" {prompt[-40:]!r}, with an answer it is {whole[: len(prompt)][-40:]!r}; the policy would be"
                     " trained on a prompt it never sees. Another template or chat_template_kwargs may mend it"
                 )
+            last = text_of(messages[-1]).split()[-1:]
+            if last and last[0] not in whole[len(prompt) :]:  # templates for images leave out what is no block
+                raise Unusable("refused_by_template", whole[len(prompt) :])
         return _Texts(prompt, wholes)
 
     def _apply_template(
@@ -180,7 +186,10 @@ class Encoder:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), add_generation_prompt=begin_answer, tokenize=False, **keywords
+                    list(messages),
+                    add_generation_prompt=begin_answer,
+                    tokenize=False,
+                    **{**self.chat_template_kwargs, **keywords},
                 )
             )
         except (TemplateError, TypeError) as error:  # a template refuses, or adds to a string what is none

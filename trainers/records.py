@@ -52,7 +52,7 @@ REASONS = {
     "empty_prompt": "an empty prompt, or no common beginning to take as one",
     "empty_completion": "an empty response",
     "identical": "chosen and rejected are the same",
-    "refused_by_template": "the chat template refuses the conversation",
+    "refused_by_template": "the chat template refuses the conversation, or leaves out the answer",
     "special_inside": "a BOS or EOS token within the text",
     "too_long": "longer than max_length",
 }

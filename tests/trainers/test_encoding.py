@@ -244,6 +244,10 @@ def test_tools_and_template_keywords_reach_the_template() -> None:
     for tools in (json.dumps([{"name": "look"}]), [{"name": "look", "default": None}]):
         (pair,) = encoder(tokenizer).encode([row | {"tools": tools}]).examples
         assert tokenizer.decode(pair.rows[0].prompt) == "look sky what"
+    everywhere = Encoder(tokenizer, special_ids(tokenizer), chat_template_kwargs={"mood": "blue"})
+    rows = [row | {"chat_template_kwargs": None}, row]
+    prompts = [tokenizer.decode(example.rows[0].prompt) for example in everywhere.encode(rows).examples]
+    assert prompts == ["blue what", "sky what"]
 
 
 def test_margin_preference_and_source_come_from_their_columns() -> None:
@@ -356,6 +360,16 @@ def test_a_template_that_renders_the_prompt_otherwise_before_an_answer_is_refuse
     )
     with pytest.raises(DataError, match=r"rows: row 1: the chat template renders the prompt otherwise .* 'a<think>'"):
         encoder(tokenizer).encode([{"prompt": [user("a")], "chosen": "b", "rejected": "c"}])
+
+
+def test_an_answer_that_the_template_leaves_out_is_not_trained_on() -> None:
+    tokenizer = TOKENIZERS["adds none"]()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{{ m['content'][0]['text'] }}</s>{% endfor %}"
+    row = {"prompt": [user("a")], "completion": [answer("b")], "label": True}
+    with pytest.raises(DataError, match="leaves out the answer; first row 1: 'assistant</s>'"):
+        encoder(tokenizer).encode([row])
+    blocks = answer("b") | {"content": [{"type": "text", "text": "b"}]}
+    assert len(encoder(tokenizer).encode([row | {"completion": [blocks]}]).examples) == 1
 
 
 def test_conversations_need_a_chat_template() -> None:
