@@ -117,7 +117,7 @@ def test_plain_text_gets_the_tokenizers_own_bos_and_one_eos_and_nothing_else(
     for row, response in zip(pair.rows, (chosen, rejected), strict=True):
         assert_well_formed(row, tokenizer, adds_bos)
         said = tokenizer.decode([*row.prompt[int(adds_bos) :], *row.completion[:-1]])
-        assert said == prompt + response
+        assert said.lstrip(" ") == (prompt + response).lstrip(" ")  # Llama 2's kind forgets a first space
         assert row.prompt[int(adds_bos) :] == tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
