@@ -96,7 +96,8 @@ class Batch:
         """Mean of log π(y_t) − log Σ_v π(v)² over the tokens of chosen and rejected; no gradient."""
         collision = self.completions.collision
         assert collision is not None, "an objective that needs collision got none"
-        means = self.completions.sums(self.completions.token_logps.detach() - collision) / self.completions.lengths
+        gaps = self.completions.token_logps.detach().double() - collision
+        means = self.completions.sums(gaps) / self.completions.lengths
         return means[self.comparisons.chosen], means[self.comparisons.rejected]
 
     def reference_kls(self) -> tuple[Tensor, Tensor]:

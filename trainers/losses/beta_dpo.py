@@ -55,7 +55,9 @@ def choose(discrepancies: Tensor, center: float, spread: float, keep: float, see
 
 
 def moving_figures(center: float, spread: float, discrepancies: Tensor, momentum: float) -> tuple[float, float]:
-    """M₀ and the deviation after another batch: m · old + (1 − m) · the batch's, both from 0."""
+    """M₀ and the deviation after another batch: m · old + (1 − m) · the batch's, both from 0. No pairs move none."""
     values = discrepancies.detach().double()
+    if not values.numel():
+        return center, spread
     deviation = float(values.std()) if values.numel() > 1 else 0.0
     return momentum * center + (1 - momentum) * float(values.mean()), momentum * spread + (1 - momentum) * deviation
