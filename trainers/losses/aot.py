@@ -20,7 +20,7 @@ def aot_paired(
     """The policy's log-ratios of chosen to rejected should dominate the reference's: both sorted, compared by rank.
 
     −log σ(β (u₍ᵢ₎ − v₍ᵢ₎)), u = log π(y_w) − log π(y_l), v the same of π_ref; [pairs], ascending. Melnyk et al.
-    2024, arXiv:2406.05882, section 3 (paired). With one β a pair, β u and β v are sorted.
+    2024, arXiv:2406.05882, paired. With one β a pair, β u and β v are sorted.
     """
     ours = beta * (policy_chosen_logps - policy_rejected_logps)
     theirs = beta * (reference_chosen_logps - reference_rejected_logps)
@@ -37,7 +37,7 @@ def aot_unpaired(
 ) -> Tensor:
     """The chosen completions' rewards should dominate the rejected ones': both sorted, compared by rank.
 
-    −log σ(r_w₍ᵢ₎ − r_l₍ᵢ₎), r the implicit rewards; [pairs], ascending. The same paper, equation 4 (unpaired).
+    −log σ(r_w₍ᵢ₎ − r_l₍ᵢ₎), r the implicit rewards; [pairs], ascending. The same paper, unpaired.
     """
     chosen, rejected = rewards(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta

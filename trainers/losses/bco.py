@@ -10,8 +10,7 @@ from trainers.losses.rewards import Beta
 def bco(policy_logps: Tensor, reference_logps: Tensor, desirable: Tensor, beta: Beta, delta: float = 0.0) -> Tensor:
     """−log σ(r − δ) where desirable, −log σ(δ − r) where not; r = β log(π/π_ref). [completions].
 
-    Jung et al. 2024, arXiv:2404.04656, equation 12. ``desirable`` is bool, [completions]. With δ = 0 it is the
-    noise-contrastive InfoNCA baseline with two completions.
+    Jung et al. 2024, arXiv:2404.04656. ``desirable`` is bool, [completions].
     """
     logits = beta * (policy_logps - reference_logps) - delta
     return -F.logsigmoid(torch.where(desirable, logits, -logits))
@@ -32,6 +31,6 @@ def bco_pairs(
 
 
 def running_mean(mean: float, count: float, rewards: Tensor) -> tuple[float, float]:
-    """δ and the number of rewards in it, after those of another batch; δ is the mean of all so far, section 4.2."""
+    """δ and the number of rewards in it, after those of another batch; δ is the mean of all so far."""
     total = count + rewards.numel()
     return (mean if total == count else mean + float((rewards.double() - mean).sum()) / total), total

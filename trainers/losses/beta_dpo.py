@@ -21,7 +21,7 @@ def beta_dpo(
 ) -> Tensor:
     """DPO with β · ``scale`` on the ``kept`` pairs, bool [pairs]; 0 on the others. Neither has a gradient.
 
-    β-DPO, Wu et al. 2024, arXiv:2407.08639, equation 8. Losses are multiplied by pairs / kept pairs, so that the mean
+    β-DPO, Wu et al. 2024, arXiv:2407.08639. Losses are multiplied by pairs / kept pairs, so that the mean
     over the batch is the mean over those kept.
     """
     losses = sigmoid(
@@ -33,7 +33,7 @@ def beta_dpo(
 def batch_scale(discrepancies: Tensor, center: float, alpha: float) -> Tensor:
     """1 + α (mean M − M₀), a scalar ≥ :data:`SMALLEST_SCALE`; M = ``discrepancies``, the reward margins of the pairs.
 
-    Equation 7. The paper's M has β in it, the authors' code leaves it out; the paper's is taken.
+    The paper's M is of rewards, which have β in them; the authors' code leaves it out. The paper's is taken.
     """
     return (1 + alpha * (discrepancies.detach().mean() - center)).clamp(min=SMALLEST_SCALE)
 
@@ -41,8 +41,8 @@ def batch_scale(discrepancies: Tensor, center: float, alpha: float) -> Tensor:
 def choose(discrepancies: Tensor, center: float, spread: float, keep: float, seed: int) -> Tensor:
     """Which pairs to keep, bool [pairs]: a share ``keep`` of them, drawn without replacement.
 
-    A pair's probability is the normal density at its discrepancy, with mean M₀ ``center`` and deviation ``spread``;
-    section 4.3. Drawn by Gumbel noise on the log-densities, which no outlier underflows.
+    A pair's probability is the normal density at its discrepancy, with mean M₀ ``center`` and deviation ``spread``.
+    Drawn by Gumbel noise on the log-densities, which no outlier underflows.
     """
     count = max(1, int(keep * discrepancies.numel()))
     uniform = torch.rand(discrepancies.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

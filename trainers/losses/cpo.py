@@ -9,6 +9,6 @@ from trainers.losses.sigmoid import logistic
 def cpo(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, beta: Beta, label_smoothing: float = 0.0) -> Tensor:
     """−log σ(β log π(y_w) − β log π(y_l)): DPO with a uniform reference.
 
-    Xu et al. 2024, arXiv:2401.08417, equation 3. ``label_smoothing`` is the authors' code's, not the paper's.
+    Xu et al. 2024, arXiv:2401.08417. ``label_smoothing`` is the authors' code's, not the paper's.
     """
     return logistic(beta * (policy_chosen_logps - policy_rejected_logps), 1 - label_smoothing)

@@ -1,6 +1,6 @@
 """DPO under other divergences than the reverse KL: f-DPO.
 
-−log σ(β f′(π(y_w)/π_ref(y_w)) − β f′(π(y_l)/π_ref(y_l))), Wang et al. 2023, arXiv:2309.16240, equation 9 and table 1.
+−log σ(β f′(π(y_w)/π_ref(y_w)) − β f′(π(y_l)/π_ref(y_l))), Wang et al. 2023, arXiv:2309.16240.
 """
 
 from torch import Tensor

@@ -15,7 +15,7 @@ def hinge(
 ) -> Tensor:
     """max(0, 1 − m), m the reward margin.
 
-    Statistical rejection sampling optimisation's hinge-norm loss, Liu et al. 2023, arXiv:2309.06657, equation 11, β
+    Statistical rejection sampling optimisation's hinge-norm loss, Liu et al. 2023, arXiv:2309.06657, β
     its γ; with a reference of zeros, SLiC-HF's rank loss, Zhao et al. 2023, arXiv:2305.10425, in units of β.
     """
     return F.relu(

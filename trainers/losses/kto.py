@@ -9,7 +9,7 @@ from trainers.losses.rewards import Beta
 def reference_point(policy_mismatched_logps: Tensor, reference_mismatched_logps: Tensor) -> Tensor:
     """z₀ = max(0, mean of log π(y') − log π_ref(y')), a scalar without gradient; y' are completions of other prompts.
 
-    The paper's estimate of KL(π ‖ π_ref), section 4.1. Without any such completion 0.
+    The paper's estimate of KL(π ‖ π_ref). Without any such completion 0.
     """
     if policy_mismatched_logps.numel() == 0:
         return policy_mismatched_logps.new_zeros(())
@@ -27,7 +27,7 @@ def kto(
 ) -> Tensor:
     """λ_D (1 − σ(β (r − z₀))) where desirable, λ_U (1 − σ(β (z₀ − r))) where not; r the log-ratio. [completions].
 
-    Ethayarajh et al. 2024, arXiv:2402.01306, equation 8. ``desirable`` is bool, [completions]; ``point`` is z₀, from
+    Ethayarajh et al. 2024, arXiv:2402.01306. ``desirable`` is bool, [completions]; ``point`` is z₀, from
     :func:`reference_point`, in nats.
     """
     values = beta * (policy_logps - reference_logps - point)

@@ -15,7 +15,7 @@ def nca(
 ) -> Tensor:
     """−log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l), r the implicit rewards.
 
-    Chen et al. 2024, arXiv:2402.05369, equation 10 with two completions and a reward temperature of 0.
+    Chen et al. 2024, arXiv:2402.05369: NCA of two completions, one certainly the better.
     """
     chosen, rejected = rewards(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta

@@ -46,7 +46,7 @@ def robust(
 ) -> Tensor:
     """(−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε): unbiased where labels are flipped with probability ε < 0.5.
 
-    Provably robust DPO, Chowdhury et al. 2024, arXiv:2403.00409, equation 12. Negative for large margins m.
+    Provably robust DPO, Chowdhury et al. 2024, arXiv:2403.00409. Negative for large margins m.
     """
     margins = reward_margins(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
@@ -66,7 +66,7 @@ def sigmoid_length_normalised(
 ) -> Tensor:
     """−log σ(β [log-ratio(y_w) / |y_w| − log-ratio(y_l) / |y_l|]); lengths in tokens.
 
-    Length-normalised DPO of Tülu 3, Lambert et al. 2024, arXiv:2411.15124, equation 6.
+    Length-normalised DPO of Tülu 3, Lambert et al. 2024, arXiv:2411.15124.
     """
     return sigmoid(
         policy_chosen_logps / chosen_lengths,
@@ -89,7 +89,7 @@ def odpo(
 ) -> Tensor:
     """−log σ(m − α f(s_w − s_l)), m the reward margin, s the judge's scores, f ``scaling``.
 
-    DPO with an offset, Amini et al. 2024, arXiv:2402.10571, equation 7; f is the logarithm in its experiments. A
+    DPO with an offset, Amini et al. 2024, arXiv:2402.10571; f is the logarithm in its experiments. A
     ``margins`` s_w − s_l of 0 has offset −∞ under the logarithm: such a pair prefers nothing, and its loss is 0 up to
     float rounding (it is taken as the smallest normal number).
     """
@@ -113,8 +113,7 @@ def r_dpo(
 ) -> Tensor:
     """−log σ(m + α (|y_w| − |y_l|)): a pair that length already explains teaches less.
 
-    Park et al. 2024, arXiv:2403.19159, equation 9, which maximises the reward less α a token; some implementations
-    have the sign of α the other way round.
+    Park et al. 2024, arXiv:2403.19159: the optimum of reward − α |y|, hence the sign.
     """
     margins = reward_margins(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
@@ -132,7 +131,7 @@ def dpo_positive(
 ) -> Tensor:
     """−log σ(m − β λ max(0, log π_ref(y_w) − log π(y_w))), λ ``penalty``: chosen may not lose probability.
 
-    DPO-Positive (Smaug), Pal et al. 2024, arXiv:2402.13228, equation 3.
+    DPO-Positive (Smaug), Pal et al. 2024, arXiv:2402.13228.
     """
     lost = F.relu(reference_chosen_logps - policy_chosen_logps)
     margins = reward_margins(
@@ -152,7 +151,7 @@ def modpo(
 ) -> Tensor:
     """−log σ((m − (1 − w) Δr) / w): w ``share`` of the objective the pairs are labelled for, the rest another's.
 
-    Multi-objective DPO, Zhou et al. 2023, arXiv:2310.03708, equation 11. ``margins`` Δr is the other objectives'
+    Multi-objective DPO, Zhou et al. 2023, arXiv:2310.03708. ``margins`` Δr is the other objectives'
     reward of chosen minus that of rejected, [pairs], weighted among themselves; DPO at w = 1.
     """
     ours = reward_margins(

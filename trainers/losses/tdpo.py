@@ -17,7 +17,7 @@ def tdpo1(
 ) -> Tensor:
     """−log σ(m − β (D(y_l) − D(y_w))), m the reward margin, D(y) = Σ_t KL(π_ref ‖ π) at position t. In nats.
 
-    Zeng et al. 2024, arXiv:2404.11999, equations 13 to 15.
+    Zeng et al. 2024, arXiv:2404.11999, TDPO1.
     """
     margins = reward_margins(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
@@ -37,7 +37,7 @@ def tdpo2(
 ) -> Tensor:
     """−log σ(m − α β (D(y_l) − sg D(y_w))): the gradient does not flow through the chosen completion's KL.
 
-    The same paper, equations 17 and 18. DPO at α = 0.
+    The same paper, TDPO2. DPO at α = 0.
     """
     return tdpo1(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps,
