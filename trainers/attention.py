@@ -81,7 +81,8 @@ def shared_prefix_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if device == "cpu":
         with torch.autocast(device, enabled=False):
-            return DenseBlocks.apply(query, key, value, layout.blocks(sliding_window), scale, softcap), None
+            blocks = layout.blocks(sliding_window)
+            return DenseBlocks.apply(query, key, value, blocks, scale, softcap), None  # type: ignore[no-untyped-call]
     return flex(query, key, value, layout.block_mask(sliding_window), scale, softcap), None
 
 
@@ -116,7 +117,7 @@ class DenseBlocks(torch.autograd.Function):
         return out.flatten(0, 1).transpose(0, 1)[None]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, *saved = ctx.saved_tensors
         d = _fold(grad.transpose(1, 2), k.shape[0])
         dq = torch.empty_like(q)
@@ -205,10 +206,11 @@ def _memberships(pack: Pack) -> tuple[Tensor, Tensor]:
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, softcap: float | None) -> Tensor:
-    """[1, heads, T, dim] to [1, T, heads, dim] by flex attention, compiled on a GPU; on a CPU it has no backward pass."""
+    """[1, heads, T, dim] to [1, T, heads, dim] by flex attention; it has no backward pass on a CPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
     attend = _compiled_flex() if query.device.type == "cuda" else flex_attention

@@ -32,6 +32,9 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    weight_grad: Tensor | None = None
+    """Where the gradient is added, float32; None for a frozen head."""
+    bias_grad: Tensor | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
@@ -42,9 +45,8 @@ class Head:
         """
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        return cls(
-            linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None)
-        )
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(linear.weight.detach(), getattr(linear, "bias", None), scale, softcap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Statistics:
     reference_kl: Tensor | None = None
     """KL(π_ref ‖ π) over the vocabulary at the token's position, where a reference's hidden states were given"""
 
+    def split(self, lengths: Sequence[int]) -> list["Statistics"]:
+        """Of runs of tokens."""
+        runs = [
+            [None] * len(lengths) if values is None else list(values.split(list(lengths)))
+            for values in (self.logps, self.collision, self.reference_kl)
+        ]
+        return [Statistics(*run) for run in zip(*runs, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class Slopes:
@@ -68,6 +78,13 @@ class Slopes:
 
     def part(self, tokens: slice) -> "Slopes":
         return Slopes(self.logps[tokens], None if self.reference_kl is None else self.reference_kl[tokens])
+
+    def times(self, factor: float) -> "Slopes":
+        return Slopes(self.logps * factor, None if self.reference_kl is None else self.reference_kl * factor)
+
+    @staticmethod
+    def join(parts: "Sequence[Slopes]") -> "Slopes":
+        return Slopes(torch.cat([part.logps for part in parts]), _cat([part.reference_kl for part in parts]))
 
 
 @dataclass(slots=True)
@@ -85,19 +102,18 @@ class Workspace:
 
 
 class ChunkedHead:
-    """A head that works in ``dtype``, a chunk of positions at a time. ``name`` tells its buffers from another's."""
+    """A head that works a chunk of positions at a time. ``name`` tells its buffers from another's."""
 
-    def __init__(self, head: Head, dtype: torch.dtype, workspace: Workspace, name: str = "policy") -> None:
+    def __init__(self, head: Head, workspace: Workspace, name: str = "policy") -> None:
         self.head, self.workspace, self.name = head, workspace, name
-        self.weight = head.weight.detach().to(dtype)
-        self.bias = None if head.bias is None else head.bias.detach().to(dtype)
+        self.weight, self.bias = head.weight, head.bias
         self.chunk, self.piece = CHUNK[self.weight.device.type], PIECE[self.weight.device.type]
 
     @torch.no_grad()
     def statistics(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> Statistics:
         """Of ``targets`` [N], predicted from ``hidden`` [N, hidden]. No gradient."""
         parts = split(slice(0, len(targets)), self.piece)
-        return _join([self._window(hidden[part], targets[part], collision).known for part in parts])
+        return join([self._window(hidden[part], targets[part], collision).known for part in parts])
 
     @torch.no_grad()
     def backward(
@@ -114,8 +130,8 @@ class ChunkedHead:
         ``slopes`` is told a chunk's number and statistics, and returns its loss's gradient; a chunk therefore holds
         all that is compared with each other. A chunk of more than ``CHUNK`` tokens has its logits made twice, so that
         memory is bounded by ``CHUNK`` × vocabulary. ``reference`` is another head and its hidden states at the same
-        positions. The gradients w.r.t. weight and bias are added to their ``grad`` in place: as results of an
-        autograd function they would be another [vocabulary, hidden] in float32.
+        positions. The gradients w.r.t. weight and bias are added to the head's ``weight_grad`` and ``bias_grad``: as
+        results of an autograd function they would be another [vocabulary, hidden] in float32.
         """
         gradient, known = torch.empty_like(hidden), []
         for number, chunk in enumerate(chunks):
@@ -125,14 +141,14 @@ class ChunkedHead:
                 self._window(hidden[part], targets[part], collision, peer)
                 for part, peer in zip(windows, peers, strict=True)
             ]
-            known.append(_join([window.known for window in found]))
+            known.append(join([window.known for window in found]))
             slope = slopes(number, known[-1])
             for part, peer, window in zip(windows, peers, found, strict=True):
                 if len(windows) > 1:  # the buffers hold the last window's probabilities
                     window = self._window(hidden[part], targets[part], False, peer)
                 own = slope.part(slice(part.start - chunk.start, part.stop - chunk.start))
                 gradient[part] = self._gradients(hidden[part], targets[part], window, own)
-        return _join(known), gradient
+        return join(known), gradient
 
     def _window(self, hidden: Tensor, targets: Tensor, collision: bool, peer: "Peer | None" = None) -> "_Window":
         p = self.workspace.take(self.name, len(hidden), len(self.weight), self.weight)
@@ -144,7 +160,7 @@ class ChunkedHead:
             kl = None if other is None else _kl(other[part], p[part])
             known.append(Statistics(logps, None if norm is None else 2 * norm.log(), kl))
             own.append(logit)
-        return _Window(_join(known), torch.cat(own), p, other)
+        return _Window(join(known), torch.cat(own), p, other)
 
     def probabilities(self, hidden: Tensor) -> Tensor:
         """[n, vocabulary] π(v | …) in a buffer that the next call overwrites."""
@@ -187,7 +203,7 @@ class ChunkedHead:
         return logits
 
     def _gradients(self, hidden: Tensor, targets: Tensor, window: "_Window", slope: Slopes) -> Tensor:
-        """Gradient w.r.t. ``hidden``; that w.r.t. the head is added to its ``grad``. Uses the buffers up.
+        """Gradient w.r.t. ``hidden``; that w.r.t. the head is added to it. Uses the buffers up.
 
         With slope g of log π(y) and k of KL(π_ref ‖ π) a logit's gradient is g (1[v = y] − π_v) + k (π_v − π_ref,v).
         Without k it is −g times a matrix that needs one entry a row changed, so g multiplies the thin factors instead.
@@ -210,24 +226,21 @@ class ChunkedHead:
 
     def _bend(self, p: Tensor, window: "_Window", part: slice) -> Tensor:
         """[n, vocabulary] the soft cap's derivative 1 − (logit / softcap)²; a logit is log π and the row's constant."""
+        assert self.head.softcap is not None
         constant = (window.own[part] - window.known.logps[part])[:, None]
-        return (1 - ((p.float().clamp_min(SMALLEST).log() + constant) / self.head.softcap).clamp(-1, 1) ** 2).to(
-            p.dtype
-        )
+        bent = (p.float().clamp_min(SMALLEST).log() + constant) / self.head.softcap
+        return (1 - bent.clamp(-1, 1) ** 2).to(p.dtype)
 
     def _add_to_head(self, p: Tensor, hidden: Tensor, factor: Tensor) -> None:
-        weight, bias = self.head.weight, self.head.bias
-        if weight.requires_grad:
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            narrow = hidden.to(p.dtype)
-            for rows in split(slice(0, len(weight)), PANEL[p.device.type]):
-                if p.dtype == weight.dtype:
-                    weight.grad[rows].addmm_(p[:, rows].t(), narrow)
+        sink, narrow = self.head.weight_grad, hidden.to(p.dtype)
+        if sink is not None:
+            for rows in split(slice(0, len(sink)), PANEL[p.device.type]):
+                if p.dtype == sink.dtype:
+                    sink[rows].addmm_(p[:, rows].t(), narrow)
                 else:
-                    weight.grad[rows] += torch.mm(p[:, rows].t(), narrow)
-        if bias is not None and bias.requires_grad:
-            bias.grad = torch.zeros_like(bias) if bias.grad is None else bias.grad
-            bias.grad += torch.mv(p.float().t(), factor[:, 0])
+                    sink[rows] += torch.mm(p[:, rows].t(), narrow)
+        if self.head.bias_grad is not None:
+            self.head.bias_grad.add_(torch.mv(p.float().t(), factor[:, 0]))
 
 
 Peer = tuple[ChunkedHead, Tensor]
@@ -265,16 +278,15 @@ def _kl(reference: Tensor, policy: Tensor) -> Tensor:
     return (reference.float() * (logs[0] - logs[1])).sum(-1)
 
 
-def _join(parts: Sequence[Statistics]) -> Statistics:
-    def cat(tensors: list[Tensor | None]) -> Tensor | None:
-        found = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(found) if found else None
+def join(parts: Sequence[Statistics]) -> Statistics:
+    """One after another."""
+    return Statistics(
+        torch.cat([part.logps for part in parts]),
+        _cat([part.collision for part in parts]),
+        _cat([part.reference_kl for part in parts]),
+    )
 
-    logps = cat([part.logps for part in parts])
-    assert logps is not None
-    return Statistics(logps, cat([part.collision for part in parts]), cat([part.reference_kl for part in parts]))
 
-
-def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """Forward passes in ``dtype``, "bfloat16" or "float32"; the latter switches autocast off."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    found = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(found) if found else None

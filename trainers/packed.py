@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,30 +11,31 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.errors import TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
-from trainers.logprobs import ChunkedHead, Head, Peer, Slopes, Statistics, Workspace, autocast
+from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Slopes, Statistics, Workspace
 from trainers.packing import Pack, PromptGroup, pack
+from trainers.weights import Weights
 
-PROOF_TOLERANCE = 1e-3
-"""Nats a token by which packed and plain log-probabilities may differ in float32: rounding, never another formula."""
+PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+"""Nats a token by which packed and plain log-probabilities may differ: rounding, never another formula."""
 
 
 class PackedPolicy(torch.nn.Module):
     """Log-probabilities of packs, and gradients of losses of them.
 
-    ``dtype`` is that of matrix products, "float32" or "bfloat16" (under autocast); weights stay as they are.
-    ``recompute`` gives activations up in the forward pass and makes them again in the backward pass; ``compile`` compiles the
-    decoder layers. Dropout is off in training too: a policy that differs from its reference by noise alone has no
-    loss of ln 2.
+    Computes in the dtype of the model's parameters. Gradients are added where ``weights`` gathers them; without it the
+    policy is frozen. ``recompute`` gives activations up in the forward pass and makes them again in the backward pass;
+    ``compile`` compiles the decoder layers. Dropout is off in training too: a policy that differs from its reference by
+    noise alone has no loss of ln 2.
     """
 
     def __init__(
-        self, model: PreTrainedModel, dtype: str = "float32", *, recompute: bool = False, compile: bool = False
+        self, model: PreTrainedModel, weights: Weights | None = None, *, recompute: bool = False, compile: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.weights = model, weights
         self.workspace = Workspace()
         self.plain_attention = model.config._attn_implementation
-        model.set_attn_implementation(SHARED_PREFIX)
+        model.eval().set_attn_implementation(SHARED_PREFIX)
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()  # layers recompute in training mode only
@@ -43,29 +45,22 @@ class PackedPolicy(torch.nn.Module):
             if compile and isinstance(module, GradientCheckpointingLayer):
                 module.compile(dynamic=True)
 
-    @property
-    def head(self) -> Head:
-        return Head.of(self.model)
-
-    @property
-    def chunk(self) -> int:
-        """Targets of a chunk of the head."""
-        from trainers.logprobs import CHUNK
-
-        return CHUNK[self.model.device.type]
+    def chunks(self, pack: Pack) -> list[tuple[slice, slice]]:
+        """The pack's targets and completions in the chunks whose statistics are known at once."""
+        return pack.chunks(CHUNK[self.model.device.type])
 
     def forward(self, pack: Pack) -> Tensor:
         """[N, hidden] the hidden states that predict the pack's targets."""
-        with autocast(self.model.device, self.dtype):
-            states: Tensor = self.model.base_model(
-                input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, layout=Layout(pack)
-            ).last_hidden_state
+        states: Tensor = self.model.base_model(
+            input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, layout=Layout(pack)
+        ).last_hidden_state
         return states[0].index_select(0, pack.predictors)
 
     @torch.no_grad()
     def statistics(self, pack: Pack, collision: bool = False) -> Statistics:
         """Of the pack's targets, [N]. No gradient."""
-        return self._head().statistics(self(pack), pack.targets, collision)
+        hidden = self(pack)
+        return self._head().statistics(hidden, pack.targets, collision)
 
     def backward(
         self,
@@ -74,19 +69,20 @@ class PackedPolicy(torch.nn.Module):
         collision: bool = False,
         reference: "PackedPolicy | None" = None,
     ) -> Statistics:
-        """Add a loss's gradient to the parameters' ``grad``; the statistics of the pack's targets, [N].
+        """Add a loss's gradient to the weights'; the statistics of the pack's targets, [N].
 
-        ``slopes`` gets the number of one of the pack's ``chunks(self.chunk)`` and its statistics, and returns the gradient of
-        the loss of its targets. With a ``reference`` the statistics have its KL.
+        ``slopes`` gets the number of one of :meth:`chunks` and its statistics, and returns the gradient of the loss
+        of its targets. With a ``reference`` the statistics have its KL.
         """
         peer: Peer | None = None
         if reference is not None:
             with torch.no_grad():
                 peer = (reference._head("reference"), reference(pack))
         hidden = self(pack)
-        chunks = [tokens for tokens, _ in pack.chunks(self.chunk)]
+        chunks = [tokens for tokens, _ in self.chunks(pack)]
         known, gradient = self._head().backward(hidden.detach(), pack.targets, chunks, slopes, collision, peer)
-        hidden.backward(gradient)
+        if hidden.requires_grad:
+            hidden.backward(gradient)
         return known
 
     @contextmanager
@@ -99,8 +95,12 @@ class PackedPolicy(torch.nn.Module):
             self.model.set_attn_implementation(SHARED_PREFIX)
 
     def _head(self, name: str = "policy") -> ChunkedHead:
-        dtype = torch.bfloat16 if self.dtype == "bfloat16" else self.head.weight.dtype
-        return ChunkedHead(self.head, dtype, self.workspace, name)
+        head = Head.of(self.model)
+        if self.weights is not None:
+            linear = self.model.get_output_embeddings()
+            bias = None if head.bias is None else self.weights.gradient(linear.bias)
+            head = replace(head, weight_grad=self.weights.gradient(linear.weight), bias_grad=bias)
+        return ChunkedHead(head, self.workspace, name)
 
 
 @torch.no_grad()
@@ -122,20 +122,18 @@ def prove(policy: PackedPolicy, longest: int) -> None:
 
     groups = [PromptGroup(draw(size - 6), (draw(6), draw(3))), PromptGroup(draw(3), (draw(1), draw(4)))]
     packed = pack(groups, policy.model.device)
-    dtype, policy.dtype = policy.dtype, "float32"
+    tolerance = PROOF_TOLERANCE.get(policy.model.dtype, 0.2)
     try:
         ours = policy.statistics(packed).logps
     except (TypeError, AttributeError) as error:
         raise TrainingError(f"{type(policy.model).__name__} cannot run on packed prompts: {error}") from error
-    finally:
-        policy.dtype = dtype
     with policy.plain() as model:
         theirs = torch.cat([_plain_logps(model, row.prompt, row.completion) for row in packed.rows])
     gap = float((ours - theirs).abs().max())
-    if not gap <= PROOF_TOLERANCE:
+    if not gap <= tolerance:
         raise TrainingError(
             f"{type(policy.model).__name__} on packed prompts is up to {gap:.2g} nats a token off its own forward pass"
-            f" (allowed: {PROOF_TOLERANCE}): its attention or head is of a kind that packing does not know"
+            f" (allowed: {tolerance}): its attention or head is of a kind that packing does not know"
         )
 
 
@@ -143,4 +141,5 @@ def _plain_logps(model: PreTrainedModel, prompt: tuple[int, ...], completion: tu
     """[completion] log-probabilities by the model's own forward pass."""
     ids = torch.tensor([prompt + completion], device=model.device)
     logps = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-    return logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+    picked: Tensor = logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+    return picked

@@ -1,0 +1,103 @@
+"""A model's trainable weights: what the optimiser moves, and where gradients gather, always in float32.
+
+In bfloat16 the model computes with rounded copies. At the learning rates of preference training a step moves a weight
+by less than bfloat16 can tell apart, so the optimiser keeps the weights themselves, and gradients of many packs are
+added up in float32. Nothing is cast in between as autocast does: activations are bfloat16 from the embedding on.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def round_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The model's parameters in ``dtype``. Buffers stay: RoPE's frequencies do not survive 8 bits of mantissa."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+class Weights:
+    """``model``'s trainable parameters by name, in float32; the model computes in ``dtype`` with copies of them.
+
+    In "float32" there are no copies: :attr:`masters` are the model's own parameters.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: str) -> None:
+        self.model = model
+        self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.masters: dict[str, Tensor] = dict(self.named)
+        if DTYPES[dtype] != torch.float32:
+            self.masters = {name: parameter.detach().clone().float() for name, parameter in self.named.items()}
+            round_parameters(model, DTYPES[dtype])
+            for name, parameter in self.named.items():
+                parameter.register_post_accumulate_grad_hook(self._gather(self.masters[name]))
+        self._names = {parameter: name for name, parameter in self.named.items()}
+        self._sparsify_embedding()
+        self.clear()
+
+    def gradient(self, parameter: Tensor) -> Tensor | None:
+        """Where a gradient w.r.t. the model's ``parameter`` is to be added, float32; None for a frozen one."""
+        name = self._names.get(parameter)
+        if name is None:
+            return None
+        master = self.masters[name]
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
+
+    def publish(self) -> None:
+        """Bring the model up to the weights, after the optimiser moved them."""
+        for name, parameter in self.named.items():
+            if self.masters[name] is not parameter:
+                parameter.data.copy_(self.masters[name])
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for master in self.masters.values():
+            master.grad = None
+        embedding = self.model.get_input_embeddings()
+        if embedding.sparse:
+            self.gradient(embedding.weight)  # a sparse gradient can only be added to a dense one
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.masters)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state[name])
+        self.publish()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.masters.values())
+
+    def _sparsify_embedding(self) -> None:
+        """On a CPU a pack's gradient of the embedding is its own tokens' rows, not a whole matrix of zeros.
+
+        On a GPU adding such rows up is not deterministic, and a matrix of zeros costs little.
+        """
+        embedding = self.model.get_input_embeddings()
+        if embedding.weight.requires_grad and embedding.weight.device.type == "cpu":
+            embedding.sparse = True
+
+    @staticmethod
+    def _gather(master: Tensor) -> Callable[[Parameter], None]:
+        @torch.no_grad()
+        def gather(parameter: Parameter) -> None:
+            grad, parameter.grad = parameter.grad, None
+            assert grad is not None
+            if grad.is_sparse:
+                assert master.grad is not None
+                master.grad.index_add_(0, grad._indices()[0], grad._values().to(master.dtype))
+            elif master.grad is None:
+                master.grad = grad.to(master.dtype)
+            else:
+                master.grad += grad
+
+        return gather
