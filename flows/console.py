@@ -85,7 +85,7 @@ class Console:
         for entry in status["rounds"]:
             figures = entry["evaluation"]
             rounds.add_row(
-                str(entry["round"]), f"{entry['pairs']}/{entry['groups']}", short(figures["win_rate"]),
+                str(entry["round"]), _pairs(entry, "", "/"), short(figures["win_rate"]),
                 short(figures["win_rate_vs_initial"]), short(figures["kl"]), short(figures["length"]),
                 entry["gate"]["decision"], f"{sum(entry['seconds'].values()):.0f}",
             )  # fmt: skip
@@ -124,7 +124,7 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
     decision = f"[{colour}]{gate['decision']}[/]" if markup else gate["decision"]
     seconds = " · ".join(f"{stage} {value:.1f}" for stage, value in state["seconds"].items())
     return [
-        ("pairs", f"{state['pairs']} kept of {state['groups']} groups; dropped: {dropped}"),
+        ("pairs", f"{_pairs(state, ' kept', ' of ')} groups; dropped: {dropped}"),
         *margin_rows(state["margin"]),
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
@@ -134,6 +134,12 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
         ("gate", f"{decision}: {gate['reason']}"),
         ("seconds", seconds),
     ]  # fmt: skip
+
+
+def _pairs(state: Mapping[str, Any], kept: str, of: str) -> str:
+    """Pairs out of groups, and between them the groups that gave those pairs where some gave several."""
+    source = f" from {state['paired']}" if state["paired"] < state["pairs"] else kept
+    return f"{state['pairs']}{source}{of}{state['groups']}"
 
 
 def margin_rows(margin: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -133,10 +133,10 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
 def pair(
     session: Session, candidates: Artifact, judgments: Artifact, prompts: Sequence[Prompt], round: int
 ) -> Artifact:
-    """Preference pairs and, in ``dropped.parquet``, why every other group gave none."""
+    """Preference pairs, a group's together, and, in ``dropped.parquet``, why every other group gave none."""
     config = session.config.pairing
     inputs = {"candidates": candidates.key, "judgments": judgments.key}
-    spec = Spec("pairs", 1, config.model_dump(mode="json") | {"round": round}, inputs)
+    spec = Spec("pairs", 2, config.model_dump(mode="json") | {"round": round}, inputs)
     by_id = {prompt.id: prompt for prompt in prompts}
 
     def build(draft: Draft) -> Artifact:
@@ -147,8 +147,9 @@ def pair(
             draft.commit_shard(0, pairs_table(pairing.pairs))
             pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)
             sync(draft.path / DROPPED)
-            progress(len(prompts), len(prompts), f"{len(pairing.pairs)} pairs")
-        return draft.finish(rows_in=len(prompts), dropped=pairing.counts)
+            source = f" from {pairing.paired} prompts" if pairing.paired < len(pairing.pairs) else ""
+            progress(len(prompts), len(prompts), f"{len(pairing.pairs)} pairs{source}")
+        return draft.finish(rows_in=len(prompts), dropped=pairing.counts, kept=pairing.paired)
 
     return session.store.make(spec, build)
 

@@ -57,6 +57,7 @@ TRAINING: Mapping[str, Figure] = {
 
 DATA: Mapping[str, Figure] = {
     "groups": Figure("Groups", "count", "prompts with their candidates, judged"),
+    "paired": Figure("Groups paired", "count", "groups that gave a pair; the others were dropped"),
     "pairs": Figure("Pairs kept", "count", "preference pairs trained on"),
     "margin/mean": Figure("Margin, mean", "score", "score of chosen minus score of rejected, kept pairs"),
     "margin/median": Figure("Margin, median", "score"),

@@ -63,15 +63,15 @@ def training(rounds: Sequence[Entry]) -> Grid:
 
 def data(rounds: Sequence[Entry]) -> Grid:
     """What was judged, kept and dropped, and how it scored."""
+    head = {name: DATA[name] for name in ("groups", "paired", "pairs")}
     flat = [
-        {"groups": entry.get("groups"), "pairs": entry.get("pairs"),
+        {**{name: entry.get(name) for name in head},
          **{f"{kind}/{name}": value for kind in ("margin", "scores", "dropped")
             for name, value in (entry.get(kind) or {}).items()}}
         for entry in rounds
     ]  # fmt: skip
     reasons = dict.fromkeys(reason for entry in rounds for reason in entry.get("dropped") or {})
     drops = {f"dropped/{name}": Figure(f"Dropped: {name}", "count", DROP_REASONS.get(name, "")) for name in reasons}
-    head = {name: DATA[name] for name in ("groups", "pairs")}
     return Grid(_names(rounds), list(_rows({**head, **drops, **DATA}, flat)))
 
 

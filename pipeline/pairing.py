@@ -1,8 +1,9 @@
-"""Pairing: groups and their judgments to preference pairs. Pure; every group gives one pair or one named drop.
+"""Pairing: groups and their judgments to preference pairs. Pure; every group gives its pairs or one named drop.
 
 The rule is best against worst: of the candidates a judge scored, the highest is chosen and the lowest rejected. An
 empty candidate is never chosen, nor, with ``drop_truncated``, is one that stopped at the token limit; both can be
-rejected. The numeric part works on columns [groups, candidates], padded to the largest group.
+rejected. With ``pairs_per_prompt`` above 1, a group that gives this pair gives its next widest ones too. The numeric
+part works on columns [groups, candidates], padded to the largest group.
 """
 
 import hashlib
@@ -23,10 +24,11 @@ Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.intp]
 
 REASONS = ("abstained", "identical", "tie", "truncated", "empty", "margin", "floor")
-"""Why a group gives no pair; where several hold, the first named:
+"""Why a group gives no pair, whatever ``pairs_per_prompt`` is; where several hold, the first named:
 
 abstained   fewer than two candidates have a score
-identical   chosen and rejected, or all candidates of a tie, are the same completion
+identical   best and worst, or all candidates of a tie, are the same completion: the judge contradicts itself, or
+            there is nothing to compare
 tie         all scores are equal
 truncated   what scored above the worst had stopped at the token limit (``drop_truncated``)
 empty       what scored above the worst was empty
@@ -40,9 +42,14 @@ SLACK = 1e-9
 @dataclass(frozen=True, slots=True)
 class Pairing:
     pairs: list[PreferencePair]
-    """In group order."""
+    """In group order; those of a group together, widest margin first."""
     dropped: list[tuple[str, str, str]]
     """(prompt id, reason, detail) of every group without a pair, in group order."""
+
+    @property
+    def paired(self) -> int:
+        """Groups with a pair; with those dropped, all the groups there were."""
+        return len({pair.prompt.id for pair in self.pairs})
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -59,7 +66,11 @@ def pair_groups(
     candidates_key: str,
     judgments_key: str,
 ) -> Pairing:
-    """Pair each group's best candidate with its worst.
+    """Pair each group's best candidate with its worst, and so on to ``config.pairs_per_prompt`` pairs a group.
+
+    A group's pairs are its combinations of two scored candidates that may be paired, in order of margin; the first
+    ones for a smaller ``pairs_per_prompt`` are the same. Two completions are paired once at most: no pair is repeated
+    by a text that was sampled twice, or contradicted by one that was scored twice.
 
     Args:
         groups: one a prompt; the seeds within a group differ. Give a whole round at once: ``margin_unit = "sigma"``
@@ -71,24 +82,25 @@ def pair_groups(
         return Pairing([], [])
     columns = _columns(groups, judgments)
     choice = _choose(columns, config)
-    reasons = _reasons(groups, columns, choice, config)
+    reasons = _reasons(groups, columns, choice)
     prefix = f"{candidates_key}\0{judgments_key}\0"
     pairs, dropped = [], []
-    best, worst = choice.best.tolist(), choice.worst.tolist()
-    picks = zip(choice.chosen.tolist(), choice.rejected.tolist(), strict=True)
-    for row, (group, (chosen, rejected)) in enumerate(zip(groups, picks, strict=True)):
+    for row, group in enumerate(groups):
         if reason := str(reasons[row]):
             dropped.append((group.prompt.id, reason, _detail(reason, row, group, columns, choice)))
             continue
-        winner, loser = group.candidates[chosen], group.candidates[rejected]
-        pairs.append(
-            PreferencePair(
-                _pair_id(prefix, group.prompt.id, winner, loser), group.prompt, winner, loser, best[row], worst[row],
-                round, candidates_key, judgments_key,
-            )
-        )  # fmt: skip
-    assert len(pairs) + len(dropped) == len(groups), "a group went missing"
-    return Pairing(pairs, dropped)
+        scores = columns.scores[row].tolist()
+        for chosen, rejected in _picks(row, group, columns, choice, config.pairs_per_prompt):
+            winner, loser = group.candidates[chosen], group.candidates[rejected]
+            pairs.append(
+                PreferencePair(
+                    _pair_id(prefix, group.prompt.id, winner, loser), group.prompt, winner, loser,
+                    scores[chosen], scores[rejected], round, candidates_key, judgments_key,
+                )
+            )  # fmt: skip
+    pairing = Pairing(pairs, dropped)
+    assert pairing.paired + len(dropped) == len(groups), "a group went missing"
+    return pairing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +121,10 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Each [groups]; meaningless for groups that :func:`_reasons` drops before they matter."""
+    """Each [groups] where no shape is given; meaningless for groups that :func:`_reasons` drops before they matter."""
 
+    choosable: Bools
+    """[groups, candidates]: scored, and neither empty nor, where that counts, truncated."""
     chosen: Indices
     rejected: Indices
     best: Floats
@@ -121,6 +135,8 @@ class _Choice:
     """Highest score of the group, whether or not it could be chosen."""
     least: float
     """Smallest score difference kept."""
+    floor: float
+    """Smallest score that a chosen candidate may have."""
 
 
 def _columns(groups: Sequence[Group], judgments: Sequence[Judgment]) -> _Columns:
@@ -169,18 +185,18 @@ def _choose(columns: _Columns, config: PairingConfig) -> _Choice:
     sigma = float(scores[scored].std()) if scored.any() else 0.0
     last = np.uint64(2**64 - 1)
     return _Choice(
+        choosable=choosable,
         chosen=np.where(choosable & (scores == best[:, None]), columns.priority, last).argmin(axis=1),
         rejected=np.where(scored & (scores == worst[:, None]), columns.priority, last).argmin(axis=1),
         best=best,
         worst=worst,
         top=np.where(scored, scores, -np.inf).max(axis=1),
         least=config.margin * (sigma if config.margin_unit == "sigma" else 1.0) * (1 - SLACK),
+        floor=-np.inf if config.min_score_chosen is None else config.min_score_chosen,
     )
 
 
-def _reasons(
-    groups: Sequence[Group], columns: _Columns, choice: _Choice, config: PairingConfig
-) -> npt.NDArray[np.str_]:
+def _reasons(groups: Sequence[Group], columns: _Columns, choice: _Choice) -> npt.NDArray[np.str_]:
     """One of ``REASONS`` a group, or "" where it gives a pair."""
     scored = columns.scored
     few = scored.sum(axis=1) < 2
@@ -192,13 +208,39 @@ def _reasons(
         same[row] = _same([groups[row].candidates[index] for index in np.flatnonzero(scored[row])])
     for row in np.flatnonzero(~level & ~few).tolist():
         same[row] = _same([groups[row].candidates[pick[row]] for pick in (choice.chosen, choice.rejected)])
-    floor = -np.inf if config.min_score_chosen is None else config.min_score_chosen
     return np.select(
         [few, level & same, level, blocked & with_text, blocked, same,
-         choice.best - choice.worst < choice.least, choice.best < floor],
+         choice.best - choice.worst < choice.least, choice.best < choice.floor],
         ["abstained", "identical", "tie", "truncated", "empty", "identical", "margin", "floor"],
         "",
     )  # fmt: skip
+
+
+def _picks(row: int, group: Group, columns: _Columns, choice: _Choice, count: int) -> list[tuple[int, int]]:
+    """(chosen, rejected) of a group that is not dropped: at most ``count``, best against worst first.
+
+    Widest margin first; of equal margins the higher chosen score, then the lower rejected one, since margins may be
+    equal by rounding alone; of equal scores by priority, chosen before rejected.
+    """
+    first = int(choice.chosen[row]), int(choice.rejected[row])
+    if count == 1:
+        return [first]
+    scores, priority = columns.scores[row], columns.priority[row]
+    margins = scores[:, None] - scores  # NaN, so never kept, where one has no score
+    kept = (margins > 0) & (margins >= choice.least) & (choice.choosable[row] & (scores >= choice.floor))[:, None]
+    chosen, rejected = kept.nonzero()
+    order = np.lexsort((priority[rejected], priority[chosen], scores[rejected], -scores[chosen], -margins[kept]))
+    texts = [candidate.text for candidate in group.candidates]
+    picks: dict[frozenset[str], tuple[int, int]] = {}
+    for pick in zip(chosen[order].tolist(), rejected[order].tolist(), strict=True):
+        compared = frozenset(texts[index] for index in pick)
+        if len(compared) == 2:
+            picks.setdefault(compared, pick)
+        if len(picks) == count:
+            break
+    found = list(picks.values())
+    assert found[0] == first, "the widest pair is best against worst"
+    return found
 
 
 def _same(candidates: Sequence[Candidate]) -> bool:

@@ -170,13 +170,20 @@ def _round(entry: Entry) -> dict[str, Any]:
         "decision": gate.get("decision", ""), "reason": gate.get("reason", ""),
         "failed": [name for name in failed if name not in gate.get("reason", "")],
         "cells": [
-            Cell(write(entry.get("pairs"), "count"), f"of {write(entry.get('groups'), 'count')}"),
+            Cell(write(entry.get("pairs"), "count"), _source(entry)),
             Cell(write(sum(dropped.values()), "count"), reasons),
             Cell(write(margin.get("mean"), "score"), f"median {write(margin.get('median'), 'score')}"),
             cell("win_rate_vs_initial"), cell("win_rate"), cell("score_delta"), cell("kl"),
             Cell(write(evaluation.get("length"), "tokens"), "" if ratio is None else f"{write(ratio, 'ratio')}×"),
         ],
     }  # fmt: skip
+
+
+def _source(entry: Entry) -> str:
+    """Of how many groups the pairs are, and before that, where some gave several, from how many."""
+    paired = entry.get("paired")
+    several = paired is not None and paired < (entry.get("pairs") or 0)
+    return f"{f'from {paired:,} ' if several else ''}of {write(entry.get('groups'), 'count')}"
 
 
 # ---------------------------------------------------------------------------------------------- texts

@@ -9,7 +9,8 @@ Invariants, which hold whatever is killed when:
   * a shard is written aside, synced and renamed: a shard that exists is whole, and its name carries its checksum;
   * ``manifest.json`` is written last: an artifact that has one is complete;
   * ``flock`` guards a key while it is made, and the kernel frees it with its process;
-  * rows in = rows out + dropped + failed, checked before the manifest is written.
+  * rows in = rows kept + dropped + failed, checked before the manifest is written; a row kept gives one row out, or,
+    where the stage says so, several.
 """
 
 import fcntl
@@ -149,18 +150,25 @@ class Draft:
         rows_in: int | None = None,
         dropped: Mapping[str, int] | None = None,
         failed: Mapping[str, int] | None = None,
+        kept: int | None = None,
     ) -> Artifact:
-        """Declare the artifact complete. With ``rows_in``, checks that no row went missing on the way."""
+        """Declare the artifact complete. With ``rows_in``, checks that no row went missing on the way.
+
+        Args:
+            kept: rows in that gave rows out, where one may give several; otherwise each row out is one row kept.
+        """
         shards = [self._shards[number] for number in sorted(self._shards)]
         assert sorted(self._shards) == list(range(len(shards))), "a shard in the middle is missing"
         rows = sum(shard["rows"] for shard in shards)
+        kept = rows if kept is None else kept
+        assert kept <= rows, "a row kept gives a row"
         lost = sum((dropped or {}).values()) + sum((failed or {}).values())
-        if rows_in is not None and rows_in != rows + lost:
-            raise StoreError(f"stage {self.spec.stage}: {rows_in} rows in, but {rows} out and {lost} dropped or failed")
+        if rows_in is not None and rows_in != kept + lost:
+            raise StoreError(f"stage {self.spec.stage}: {rows_in} rows in, but {kept} kept, {lost} dropped or failed")
         manifest = {
             "key": self.spec.key, "stage": self.spec.stage, "version": self.spec.version,
             "config": self.spec.config, "inputs": self.spec.inputs, "shards": shards, "rows": rows,
-            "dropped": dict(dropped or {}), "failed": dict(failed or {}), "info": dict(info or {}),
+            "kept": kept, "dropped": dict(dropped or {}), "failed": dict(failed or {}), "info": dict(info or {}),
             "seconds": round(self._seconds(), 3),
         }  # fmt: skip
         write_json(self.path / MANIFEST, manifest)

@@ -1,7 +1,8 @@
 """The records that stages pass on. Frozen and slotted; a line under each field says what it holds.
 
 A :class:`Prompt` gets n :class:`Candidate` s: a :class:`Group`. A judge gives one :class:`Judgment` a group.
-Pairing turns both into :class:`PreferencePair` s, and a trainer turns those into the next :class:`Policy`.
+Pairing turns both into :class:`PreferencePair` s, one or several a group, and a trainer turns those into the next
+:class:`Policy`.
 """
 
 from collections.abc import Mapping
@@ -122,9 +123,12 @@ class RoundState:
     policy_out: str
     """Digest of the policy that was trained (promoted or not); ``policy_in`` where there was no pair."""
     pairs: int
+    """``paired`` of them, or more where a prompt may give several."""
     groups: int
+    paired: int
+    """Groups that gave a pair."""
     dropped: Mapping[str, int]
-    """Groups that gave no pair, by reason; ``pairs + sum(dropped) == groups``."""
+    """Groups that gave none, by reason; ``paired + sum(dropped) == groups``."""
     margin: Mapping[str, float]
     """Mean, median and standard deviation of the kept pairs' margins, in the judge's units; empty without pairs."""
     scores: Mapping[str, float | None]

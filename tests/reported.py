@@ -183,7 +183,8 @@ def _round(store: Store, kind: str, round: int, steps: int) -> dict[str, Any]:
     last, limit = round == 2, "probes.others_pizza <= 0.15"
     return {
         "round": round, "policy_in": digest(f"p{round - 1}"), "policy_out": digest(f"p{round}"), "pairs": len(pairs),
-        "groups": len(groups), "dropped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
+        "groups": len(groups), "paired": len(pairs),
+        "dropped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
         "margin": {"mean": float(np.mean(margins)), "median": float(np.median(margins)), "std": float(np.std(margins))},
         "scores": {"mean": 0.41 + 0.13 * round, "std": 0.53, "abstained": 0.0125},
         "training": metrics[-1],

@@ -1,7 +1,7 @@
-"""Best against worst: what is chosen, what is dropped and why, whatever order things come in."""
+"""Best against worst, then the next widest: what is paired, what is dropped and why, whatever order things come in."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import PairingConfig
 from pipeline.pairing import REASONS, Pairing, pair_groups
-from pipeline.types import Candidate, Group, Judgment, Prompt
+from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
 
 Scores = Sequence[float | None]
 
@@ -154,6 +154,52 @@ def test_ties_for_best_do_not_favour_a_place() -> None:
     assert all(abs(places[index] / 2000 - 0.25) < 0.05 for index in range(4))
 
 
+# ---------------------------------------------------------------------------------------------- several pairs a prompt
+def all_pairs(texts: Sequence[str], scores: Scores, count: int, **settings: Any) -> list[str]:
+    """``chosen rejected`` of each pair, in order."""
+    found = paired([group("p", texts)], [scores], pairs_per_prompt=count, **settings)
+    return [f"{pair.chosen.text}{pair.rejected.text}" for pair in found.pairs]
+
+
+def test_pairs_of_a_prompt_come_widest_margin_first_and_of_equal_margins_the_better_ones_first() -> None:
+    assert all_pairs("abcd", [9, 4, 1, 0], 6) == ["ad", "ac", "ab", "bd", "bc", "cd"]
+    assert all_pairs("abcd", [3, 2, 1, 0], 6) == ["ad", "ac", "bd", "ab", "bc", "cd"]
+    assert all_pairs("abcd", [3, 2, 1, 0], 2) == ["ad", "ac"]
+    assert all_pairs("abcd", [3, 2, 1, 0], 99, margin=2) == ["ad", "ac", "bd"]
+    assert all_pairs("abcd", [3, 2, 1, 0], 99, min_score_chosen=3) == ["ad", "ac", "ab"]
+
+
+def test_scores_that_differ_by_less_than_their_difference_can_hold_are_still_in_order() -> None:
+    assert 1e17 - 1 == 1e17
+    for place in range(6):
+        low = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+        low = low[place:] + low[:place]
+        texts = "x" + "".join("abcdef"[int(value)] for value in low)
+        assert all_pairs(texts, [1e17, *low], 3) == ["xa", "xb", "xc"]
+
+
+def test_equal_scores_and_candidates_without_one_are_never_paired_with_each_other() -> None:
+    assert sorted(all_pairs("abcde", [1, 1, 0, 0, None], 99)) == ["ac", "ad", "bc", "bd"]
+
+
+def test_two_completions_are_paired_once_and_never_both_ways() -> None:
+    assert all_pairs("aabb", [1, 1, 0, 0], 99) == ["ab"]
+    # The judge scored "b" twice, above "c" and below it: the wider of the two margins is kept.
+    assert all_pairs("abcb", [9, 4, 3, 0], 99) == ["ab", "ac", "cb"]
+
+
+def test_a_judge_that_scores_one_text_best_and_worst_is_not_believed_about_the_rest() -> None:
+    for count in (1, 3):
+        assert paired([group("p", "aba")], [[2, 1, 0]], pairs_per_prompt=count).counts == {"identical": 1}
+
+
+def test_groups_with_pairs_and_dropped_groups_are_all_the_groups() -> None:
+    found = paired([group("p", "abc"), group("q", "ab"), group("r", "ab")], [[2, 1, 0], [1, 1], [1, 0]],
+                   pairs_per_prompt=3)  # fmt: skip
+    assert [pair.prompt.id for pair in found.pairs] == ["p", "p", "p", "r"]
+    assert (found.paired, found.counts) == (2, {"tie": 1})
+
+
 # ---------------------------------------------------------------------------------------------- properties
 score = st.none() | st.integers(-4, 4).map(float)
 candidate = st.tuples(score, st.sampled_from(["", "a", "b", "c", "d"]), st.booleans())
@@ -164,6 +210,7 @@ configs = st.builds(
     margin_unit=st.sampled_from(["score", "sigma"]),
     min_score_chosen=st.none() | st.just(1.0),
     drop_truncated=st.booleans(),
+    pairs_per_prompt=st.sampled_from([1, 2, 3, 99]),
 )
 Drawn = list[list[tuple[float | None, str, bool]]]
 
@@ -182,12 +229,24 @@ def essence(found: Pairing) -> tuple[set[Any], set[Any]]:
     return set(found.pairs), {(name, reason) for name, reason, _ in found.dropped}
 
 
+def by_prompt(found: Pairing) -> dict[str, list[PreferencePair]]:
+    pairs = defaultdict(list)
+    for pair in found.pairs:
+        pairs[pair.prompt.id].append(pair)
+    return pairs
+
+
 @given(rounds, configs)
-def test_every_group_gives_one_pair_or_one_drop(drawn: Drawn, config: PairingConfig) -> None:
+def test_every_group_gives_its_pairs_together_or_one_drop(drawn: Drawn, config: PairingConfig) -> None:
     groups, judgments = build(drawn)
     found = pair_groups(groups, judgments, config, 0, "c", "j")
-    names = [pair.prompt.id for pair in found.pairs] + [name for name, _, _ in found.dropped]
+    pairs = by_prompt(found)
+    names = [*pairs, *(name for name, _, _ in found.dropped)]
     assert sorted(names) == sorted(one.prompt.id for one in groups)
+    assert found.pairs == [pair for group in pairs.values() for pair in group]
+    assert all(len(group) <= config.pairs_per_prompt for group in pairs.values())
+    assert found.paired == len(pairs) == len(groups) - len(found.dropped)
+    assert len({pair.id for pair in found.pairs}) == len(found.pairs)
     assert sum(found.counts.values()) == len(found.dropped)
     assert {reason for _, reason, _ in found.dropped} <= set(REASONS)
 
@@ -196,7 +255,8 @@ def test_every_group_gives_one_pair_or_one_drop(drawn: Drawn, config: PairingCon
 def test_a_pair_always_states_a_preference_the_judge_expressed(drawn: Drawn, config: PairingConfig) -> None:
     groups, judgments = build(drawn)
     given_scores = {one.prompt.id: judgment.scores for one, judgment in zip(groups, judgments, strict=True)}
-    for pair in pair_groups(groups, judgments, config, 0, "c", "j").pairs:
+    found = pair_groups(groups, judgments, config, 0, "c", "j")
+    for pair in found.pairs:
         scores = given_scores[pair.prompt.id]
         assert scores[pair.chosen.index] == pair.score_chosen
         assert scores[pair.rejected.index] == pair.score_rejected
@@ -204,7 +264,43 @@ def test_a_pair_always_states_a_preference_the_judge_expressed(drawn: Drawn, con
         assert pair.chosen.text != pair.rejected.text
         assert pair.chosen.text
         assert not (config.drop_truncated and pair.chosen.finish_reason == "length")
-        assert pair.score_rejected == min(value for value in scores if value is not None)
+        assert config.min_score_chosen is None or pair.score_chosen >= config.min_score_chosen
+    for name, pairs in by_prompt(found).items():
+        assert pairs[0].score_rejected == min(value for value in given_scores[name] if value is not None)
+
+
+@given(rounds, configs)
+def test_the_pairs_are_the_widest_of_all_combinations_that_may_be_paired(drawn: Drawn, config: PairingConfig) -> None:
+    """Against every combination in two plain loops: its widest margin for any two texts."""
+    groups, judgments = build(drawn)
+    scored = [value for row in drawn for value, _, _ in row if value is not None]
+    mean = sum(scored) / max(len(scored), 1)
+    sigma = math.sqrt(sum((value - mean) ** 2 for value in scored) / max(len(scored), 1))
+    least = config.margin * (sigma if config.margin_unit == "sigma" else 1) * (1 - 1e-9)
+    kept = by_prompt(pair_groups(groups, judgments, config, 0, "c", "j"))
+    for one, row in zip(groups, drawn, strict=True):
+        widest: dict[frozenset[str], float] = {}
+        for value, text, cut in row:
+            for other, rejected, _ in row:
+                if value is None or other is None or value <= other or value - other < least or text == rejected:
+                    continue
+                if text and not (cut and config.drop_truncated) and value >= (config.min_score_chosen or -math.inf):
+                    compared = frozenset((text, rejected))
+                    widest[compared] = max(widest.get(compared, 0.0), value - other)
+        if pairs := kept.get(one.prompt.id):
+            margins = sorted(widest.values(), reverse=True)[: config.pairs_per_prompt]
+            assert [pair.margin for pair in pairs] == margins
+
+
+@given(rounds, configs)
+def test_more_pairs_a_prompt_adds_pairs_and_changes_neither_the_first_ones_nor_the_drops(
+    drawn: Drawn, config: PairingConfig
+) -> None:
+    groups, judgments = build(drawn)
+    every = pair_groups(groups, judgments, config.model_copy(update={"pairs_per_prompt": 99}), 0, "c", "j")
+    some = pair_groups(groups, judgments, config, 0, "c", "j")
+    cut = {name: pairs[: config.pairs_per_prompt] for name, pairs in by_prompt(every).items()}
+    assert (by_prompt(some), some.dropped) == (cut, every.dropped)
 
 
 @given(rounds, configs, st.randoms(use_true_random=False))

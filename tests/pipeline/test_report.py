@@ -171,6 +171,19 @@ def test_a_run_without_answers_has_no_section_of_them(tmp_path: Path) -> None:
     assert "could not be read" not in page.text
 
 
+def test_several_pairs_a_prompt_are_not_mistaken_for_several_prompts(
+    food: tuple[dict[str, Any], Store, Path], tmp_path: Path
+) -> None:
+    status, store, root = food
+    entry = status["rounds"][1]
+    both = f"{entry['pairs']} of {entry['groups']}"
+    assert both in page_of(status, store, root).text
+    status = json.loads(json.dumps(status))
+    status["rounds"][1]["pairs"] *= 3
+    text = page_of(status, store, tmp_path).text
+    assert f"{3 * entry['pairs']} from {both}" in text
+
+
 def test_dropped_groups_show_their_prompts(food: tuple[dict[str, Any], Store, Path]) -> None:
     status, store, root = food
     html = write_report(status, store, root / "report.html").read_text(encoding="utf-8")

@@ -156,11 +156,20 @@ def test_finish_refuses_when_a_row_went_missing(
     draft.commit_shard(0, shard(0).slice(0, out))
     if rows_in == out + dropped + failed:
         artifact = draft.finish(None, rows_in, {"ties": dropped}, {"timeout": failed})
-        assert artifact.manifest["rows"] == out
+        assert artifact.manifest["rows"] == artifact.manifest["kept"] == out
     else:
-        with pytest.raises(StoreError, match=f"numbers: {rows_in} rows in, but {out} out and {dropped + failed}"):
+        with pytest.raises(StoreError, match=f"numbers: {rows_in} rows in, but {out} kept, {dropped + failed}"):
             draft.finish(None, rows_in, {"ties": dropped}, {"timeout": failed})
         assert not (path / "manifest.json").exists()
+
+
+def test_one_row_in_may_give_several_rows_out_but_none_goes_missing(tmp_path: Path) -> None:
+    draft = Draft(tmp_path, SPEC)
+    draft.commit_shard(0, shard(0).slice(0, 5))
+    with pytest.raises(StoreError, match="numbers: 4 rows in, but 2 kept, 1 dropped"):
+        draft.finish(rows_in=4, dropped={"ties": 1}, kept=2)
+    manifest = draft.finish(rows_in=3, dropped={"ties": 1}, kept=2).manifest
+    assert (manifest["rows"], manifest["kept"]) == (5, 2)
 
 
 def test_what_is_not_there_is_a_store_error_that_names_it(tmp_path: Path) -> None:
