@@ -16,7 +16,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import environment, stages
+from flows import environment, stages, training
 from flows.console import Console, round_rows
 from flows.evaluate import evaluate
 from flows.gate import decide, no_pairs, written
@@ -42,6 +42,8 @@ class Standing:
     initial: Policy
     policy: Policy
     """The last one promoted. A round starts from it, and only a promotion replaces it."""
+    average: Policy
+    """Moving average of the promoted policies, where the trainer's reference is "ema"; else the first."""
     best_round: int
     prompts: Artifact
 
@@ -95,7 +97,7 @@ def begin(session: Session) -> Standing:
     )  # fmt: skip
     session.run.forget_rounds()
     session.run.link("initial-policy", policy.path)
-    return Standing(policy, policy, -1, prompt_artifact)
+    return Standing(policy, policy, policy, -1, prompt_artifact)
 
 
 @flow(name="dpo-round", flow_run_name="round {number}", validate_parameters=False)
@@ -112,9 +114,7 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
     learnable = stages.has_pairs(pairs)
     if learnable:
-        reference_policy = standing.initial if config.trainer.reference == "initial" else start
-        made["reference"] = _stage(session, "reference", stages.reference, pairs, reference_policy)
-        made["train"] = _stage(session, "train", stages.train, pairs, made["reference"], start, number)
+        made |= learn(session, standing, pairs, number)
     policy = policy_of(made["train"]) if learnable else start
     held_out = read_held_out(standing.prompts)
     made["evaluation"] = _stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
@@ -123,8 +123,30 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     state = summarise(number, start, policy, made, gate, session.freed)
     _publish(session, state, made)
     if gate.decision == "promote":
-        standing = Standing(standing.initial, policy, number, standing.prompts)
+        average = standing.average
+        if config.trainer.reference == "ema":
+            average = policy_of(_stage(session, "average", training.average, average, policy))
+        standing = Standing(standing.initial, policy, average, number, standing.prompts)
     return state, standing
+
+
+def learn(session: Session, standing: Standing, pairs: Artifact, number: int) -> dict[str, Artifact]:
+    """The policy trained on ``pairs``, and what it was compared with."""
+    against = {
+        "previous": standing.policy, "lora_base": standing.policy, "initial": standing.initial,
+        "ema": standing.average, "none": None,
+    }[session.config.trainer.reference]  # fmt: skip
+    made: dict[str, Artifact] = {}
+
+    def compare(name: str, policy: Policy) -> training.Compared:
+        made[name] = _stage(session, name.replace("_", " "), training.reference, pairs, policy)
+        return training.Compared(policy, made[name])
+
+    reference = None if against is None else compare("reference", against)
+    same = reference is not None and reference.policy.digest == standing.initial.digest
+    initial = reference if same else compare("initial_reference", standing.initial)
+    made["train"] = _stage(session, "train", training.train, pairs, reference, initial, standing.policy, number)
+    return made
 
 
 def _stage(session: Session, name: str, work: Callable[[Session, Unpack[Ts]], R], *args: *Ts) -> R:

@@ -1,6 +1,6 @@
 """The stages of a round as plain functions: artifacts in, one artifact out, found by its key or made shard by shard.
 
-    prompts → sample → judge → pair → reference → train            (evaluation: flows/evaluate.py)
+    prompts → sample → judge → pair → reference → train      (the last two: flows/training.py; then flows/evaluate.py)
 
 Nothing here knows Prefect, and nothing is made twice: all that a stage's result depends on is in its ``Spec``.
 """
@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.session import Session
@@ -30,7 +29,6 @@ from pipeline.tables import (
     pairs_table,
     read_groups,
     read_judgments,
-    read_pairs,
 )  # fmt: skip
 from pipeline.types import Group, Policy, Prompt
 
@@ -39,7 +37,6 @@ SHARD = 256
 """Prompts, or pairs, a shard."""
 DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
-PAIR_LOGPS = pa.schema([("chosen", pa.float64()), ("rejected", pa.float64())])
 
 
 def sample(
@@ -156,54 +153,6 @@ def pair(
 
 def has_pairs(pairs: Artifact) -> bool:
     return bool(pairs.manifest["rows"])
-
-
-def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
-    """log π_ref of both completions of every pair: once, for all epochs, sweeps and resumes."""
-    from trainers.reference import Reference
-
-    trainer = session.config.trainer
-    config = {"dtype": trainer.dtype, "token_budget": trainer.token_budget}
-    spec = Spec("reference", 1, config, {"pairs": pairs.key, "policy": policy.digest})
-    total = pairs.manifest["rows"]
-
-    def build(draft: Draft) -> Artifact:
-        session.free_device("reference")
-        with session.console.stage("reference", total) as progress:
-            model = Reference(policy, trainer.dtype, trainer.token_budget)
-            for number, shard in enumerate(shards(read_pairs(pairs.table()))):
-                if not draft.has_shard(number):
-                    rows = [dict(zip(PAIR_LOGPS.names, logps, strict=True)) for logps in model.pair_logps(shard)]
-                    draft.commit_shard(number, pa.Table.from_pylist(rows, PAIR_LOGPS))
-                progress(min((number + 1) * SHARD, total), total, "")
-        return draft.finish(rows_in=total)
-
-    return session.store.make(spec, build)
-
-
-def train(session: Session, pairs: Artifact, reference: Artifact, policy: Policy, round: int) -> Artifact:
-    """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it."""
-    from trainers.dpo import train_policy
-
-    trainer = session.config.trainer
-    rate = trainer.learning_rate * trainer.learning_rate_decay**round
-    seed = session.config.seed * 1_000 + round
-    elsewhere = {"checkpoint_steps", "learning_rate_decay", "reference"}  # change nothing, or are in rate and inputs
-    config = trainer.model_dump(mode="json", exclude=elsewhere) | {"learning_rate": rate, "seed": seed}
-    spec = Spec("train", 2, config, {"pairs": pairs.key, "reference": reference.key, "policy": policy.digest})
-
-    def build(draft: Draft) -> Artifact:
-        session.free_device("train")
-        with session.console.stage("train") as progress:
-            logps = [(row["chosen"], row["rejected"]) for row in reference.table().to_pylist()]
-            trained, metrics = train_policy(
-                policy, read_pairs(pairs.table()), logps, trainer, draft.path,
-                learning_rate=rate, seed=seed, progress=draft.timed(progress),
-                starts_at_reference=reference.manifest["inputs"]["policy"] == policy.digest,
-            )  # fmt: skip
-        return draft.finish({"policy": trained.digest, "metrics": metrics})
-
-    return session.store.make(spec, build)
 
 
 def shards(items: Sequence[T]) -> list[Sequence[T]]:

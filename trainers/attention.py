@@ -137,7 +137,8 @@ class DenseBlocks(torch.autograd.Function):
 
 def _fold(heads: Tensor, key_heads: int) -> Tensor:
     """[1, heads, T, dim] → [key heads, heads a key head, T, dim]"""
-    return heads[0].unflatten(0, (key_heads, -1))
+    folded: Tensor = heads[0].unflatten(0, (key_heads, -1))
+    return folded
 
 
 def _take(states: Tensor, slices: tuple[slice, ...]) -> Tensor:

@@ -4,17 +4,26 @@ import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import DataError
 from pipeline.policy import Probe, read_policy, write_probe
 from pipeline.store import sync
 from pipeline.types import Policy
-from trainers.logprobs import token_logprobs
+from trainers.encoding import Specials, special_ids
+from trainers.logprobs import plain_logprobs
 
 disable_progress_bar()  # "Loading weights" once a policy, in the middle of our own bars
 
@@ -31,12 +40,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(path: Path) -> PreTrainedModel:
-    """The policy's model in float32 with dropout off, on :func:`device`.
+class Stateful(Protocol):
+    """A model, or the weights of one."""
 
-    Dropout stays off in training too: a policy that differs from its reference by noise alone has no loss of ln 2.
-    """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The policy's model with its weights in ``dtype``, dropout off, on :func:`device`."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     return model.eval().to(device())
 
 
@@ -44,6 +57,25 @@ def saved_dtype(path: Path) -> torch.dtype:
     """Precision of a checkpoint's weights, as its config has it; float32 where it has none."""
     dtype: torch.dtype | None = AutoConfig.from_pretrained(path).dtype
     return dtype or torch.float32
+
+
+def load_specials(path: Path) -> Specials:
+    """The ids that begin a prompt and end a completion, by the policy's tokenizer and generation config."""
+    model = SimpleNamespace(generation_config=None)
+    if (path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return special_ids(load_tokenizer(path), model)
+
+
+def average_policies(old: Policy, new: Policy, decay: float, directory: Path) -> Policy:
+    """decay · old + (1 − decay) · new, weight by weight in float32."""
+    model = load_model(new.path)
+    others = load_model(old.path).state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(others[name], decay)
+    return save_policy(model, load_tokenizer(new.path), directory)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -101,14 +133,14 @@ def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype
     texts = [tokenizer.encode(text, add_special_tokens=False)[:longest] for text in PROBE_TEXTS]
     sequences = [ids for ids in (*texts, *random) if len(ids) > 1]
     with torch.no_grad():
-        logprobs = [token_logprobs(model, ids) for ids in sequences]
+        logprobs = [plain_logprobs(model, ids).tolist() for ids in sequences]
     return Probe(sequences, logprobs, str(dtype).removeprefix("torch."))
 
 
 def save_training_state(
     directory: Path,
     step: int,
-    model: torch.nn.Module,
+    model: Stateful,
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Any],
 ) -> None:
@@ -125,7 +157,7 @@ def save_training_state(
 
 
 def load_training_state(
-    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    directory: Path, model: Stateful, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]] | None:
     """Restore the newest state into ``model`` and ``optimizer``; the step it was taken after and its extra, or None.
 

@@ -7,14 +7,12 @@ gets the ids that follow the prompt's when both are encoded as one text. Where o
 it is encoded apart from the prompt, whose last token no sampler can take back.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.types import PreferencePair
@@ -30,18 +28,8 @@ CHUNK = 1024
 """Rows tokenised in one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows padded on the right; all tensors are [rows, longest]."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-    """True at the completion's tokens: the positions whose log-probability counts."""
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> Specials:
-    """The BOS and every EOS: the tokenizer's, and those at which ``model`` stops generating."""
+def special_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Specials:
+    """The BOS and every EOS: the tokenizer's, and those at which ``model``'s ``generation_config`` stops."""
     generation = getattr(model, "generation_config", None)
     ends = getattr(generation, "eos_token_id", None)
     found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -299,30 +287,3 @@ def _refuse_inside(bos: str | None, *texts: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- batches
-def pad(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """One batch of ``rows``. Padding is masked out, so ``pad_id`` may be any id."""
-    longest = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), longest), pad_id)
-    attention = torch.zeros((len(rows), longest), dtype=torch.long)
-    completion = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = torch.tensor(row.prompt + row.completion)
-        attention[index, : len(row)] = 1
-        completion[index, len(row.prompt) : len(row)] = True
-    return Batch(input_ids.to(device), attention.to(device), completion.to(device))
-
-
-def split_by_budget(items: Sequence[T], cost: Callable[[T], int], budget: int) -> list[list[int]]:
-    """Indices of ``items`` in groups of similar length whose padded size, longest × count, fits ``budget``.
-
-    An item longer than the budget gets a group of its own. Used inside one optimiser batch only: which items are
-    summed together changes memory and speed, never the result.
-    """
-    order = sorted(range(len(items)), key=lambda index: (-cost(items[index]), index))
-    groups: list[list[int]] = []
-    for index in order:
-        if groups and cost(items[groups[-1][0]]) * (len(groups[-1]) + 1) <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups

@@ -260,6 +260,15 @@ class _Window:
     """[n, vocabulary] π_ref, likewise"""
 
 
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """[len(ids) − 1] float32: log-probability (nats) of each of ``ids`` after the first, by the model's own head."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    logps = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    picked: Tensor = logps.gather(-1, tokens[0, 1:, None])[:, 0]
+    return picked
+
+
 def split(span: slice, size: int) -> list[slice]:
     """``span`` in runs of at most ``size``."""
     return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]

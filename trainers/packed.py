@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.errors import TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
-from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Slopes, Statistics, Workspace
+from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Slopes, Statistics, Workspace, plain_logprobs
 from trainers.packing import Pack, PromptGroup, pack
 from trainers.weights import Weights
 
@@ -128,18 +128,12 @@ def prove(policy: PackedPolicy, longest: int) -> None:
     except (TypeError, AttributeError) as error:
         raise TrainingError(f"{type(policy.model).__name__} cannot run on packed prompts: {error}") from error
     with policy.plain() as model:
-        theirs = torch.cat([_plain_logps(model, row.prompt, row.completion) for row in packed.rows])
+        theirs = torch.cat(
+            [plain_logprobs(model, row.prompt + row.completion)[len(row.prompt) - 1 :] for row in packed.rows]
+        )
     gap = float((ours - theirs).abs().max())
     if not gap <= tolerance:
         raise TrainingError(
             f"{type(policy.model).__name__} on packed prompts is up to {gap:.2g} nats a token off its own forward pass"
             f" (allowed: {tolerance}): its attention or head is of a kind that packing does not know"
         )
-
-
-def _plain_logps(model: PreTrainedModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
-    """[completion] log-probabilities by the model's own forward pass."""
-    ids = torch.tensor([prompt + completion], device=model.device)
-    logps = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-    picked: Tensor = logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
-    return picked

@@ -1,28 +1,55 @@
 """A frozen policy that gives log-probabilities: the reference of a loss, and both sides of a KL estimate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.types import Policy, PreferencePair
-from trainers.checkpoints import load_model, load_tokenizer
-from trainers.encoding import encode_pairs, special_ids
-from trainers.examples import Row
-from trainers.logprobs import sequence_logprobs
+from pipeline.protocols import Progress, silent
+from pipeline.types import Policy
+from trainers.checkpoints import load_model
+from trainers.examples import Example, Row
+from trainers.packed import PackedPolicy
+from trainers.packing import group_rows, pack, split_by_budget
+from trainers.weights import DTYPES
 
 
 class Reference:
     """One policy, loaded once. ``dtype`` and ``token_budget`` are those of :class:`pipeline.config.TrainerConfig`."""
 
     def __init__(self, policy: Policy, dtype: str, token_budget: int) -> None:
-        self.model = load_model(policy.path)
-        self.specials = special_ids(load_tokenizer(policy.path), self.model)
-        self.dtype, self.token_budget = dtype, token_budget
+        self.policy = PackedPolicy(load_model(policy.path, DTYPES[dtype]))
+        self.token_budget = token_budget
+
+    def token_logps(self, rows: Sequence[Row], progress: Progress = silent) -> list[list[float]]:
+        """log π(y_t | x, y_<t) of each row's completion, in nats. Equal rows and equal prompts run once."""
+        found: dict[Row, list[float]] = {}
+        groups = group_rows(rows)
+        for part in split_by_budget(groups, self.token_budget):
+            packed = pack(part, self.policy.model.device)
+            logps = self.policy.statistics(packed).logps.split(packed.lengths)
+            found |= {row: values.tolist() for row, values in zip(packed.rows, logps, strict=True)}
+            progress(len(found), len(rows), "")
+        return [found[row] for row in rows]
 
     def logps(self, rows: Sequence[Row]) -> list[float]:
         """log π(completion | prompt) of each row, in nats, summed over the completion's tokens."""
-        return sequence_logprobs(self.model, rows, self.token_budget, self.dtype)
+        return list(map(sum, self.token_logps(rows)))
 
-    def pair_logps(self, pairs: Sequence[PreferencePair]) -> list[tuple[float, float]]:
-        """log π_ref of each pair's chosen and rejected completion. Raises DataError for ids no policy can have seen."""
-        rows = [row for pair in encode_pairs(pairs, self.specials) for row in pair.rows]
-        logps = self.logps(rows)
-        return list(zip(logps[0::2], logps[1::2], strict=True))
+
+def reference_rows(examples: Sequence[Example], mismatched: Mapping[Row, Row]) -> list[Row]:
+    """The rows whose log-probabilities a training on ``examples`` asks a reference for, each once."""
+    rows = dict.fromkeys(row for example in examples for row in example.rows)
+    return list(rows | dict.fromkeys(mismatched.values()))
+
+
+def mismatches(examples: Sequence[Example]) -> dict[Row, Row]:
+    """Each row's prompt with the completion of the next row of another prompt, for KTO's KL.
+
+    Fixed for a data set, whatever the batches, so that the reference's log-probabilities of them are found once.
+    """
+    rows = list(dict.fromkeys(row for example in examples for row in example.rows))
+    partners: dict[Row, Row] = {}
+    following = other = rows[0]
+    for row in reversed(rows * 2):  # the second time round, the last rows find the first ones
+        other = following if following.prompt != row.prompt else other
+        following = row
+        partners[row] = Row(row.prompt, other.completion)
+    return partners

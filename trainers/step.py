@@ -40,6 +40,8 @@ class Totals:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.gap = 0.0
+        """Largest difference between a completion's log π and log π_ref, nats."""
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
         """Each [k]: k entries."""
@@ -62,8 +64,9 @@ class Totals:
 class Step:
     """Gradients and figures of an objective on batches of examples, ``token_budget`` tokens at a time.
 
-    ``live`` is a reference policy in memory, for objectives that need its whole distribution ("reference_kl"). Of
-    several processes each runs its ``share`` of the packs, and all run equally many.
+    ``live`` is a reference policy in memory, for objectives that need its whole distribution ("reference_kl");
+    ``mismatched`` has each row's prompt with another's completion, for those that need them ("mismatched");
+    ``initial`` is log π₀ of rows. Of several processes each runs its ``share`` of the packs, and all run equally many.
     """
 
     def __init__(
@@ -73,15 +76,19 @@ class Step:
         reference: KnownReference,
         token_budget: int,
         live: PackedPolicy | None = None,
+        mismatched: Mapping[Row, Row] | None = None,
+        initial: Mapping[Row, float] | None = None,
         share: Share = ALONE,
     ) -> None:
         self.policy, self.objective, self.reference, self.token_budget = policy, objective, reference, token_budget
-        self.live, self.share = live, share
+        self.live, self.mismatched, self.initial, self.share = live, mismatched or {}, initial or {}, share
+        self.totals = Totals()
+        """Of the last batch."""
         self.collision = "collision" in objective.needs
 
     def backward(self, examples: Sequence[Example]) -> dict[str, float]:
         """Add the gradient of the examples' mean loss to the policy's weights; figures as of before the update."""
-        totals = Totals()
+        totals = self.totals = Totals()
         slopes = self._known_slopes(examples, totals) if self.objective.coupled else self._slopes(examples, totals)
         scale = self.share.size / len(examples)  # gradients are averaged over processes
         for part, own in self._packs(row for example in examples for row in example.rows):
@@ -138,12 +145,28 @@ class Step:
         """Gradient of the sum of the examples' losses w.r.t. ``rows``' statistics; their figures into ``totals``."""
         logps, kl = known.logps.detach().requires_grad_(), known.reference_kl
         kl = None if kl is None else kl.detach().requires_grad_()
+        comparisons = self._comparisons(examples, rows, mismatched)
         with torch.enable_grad():
             completions = self._completions(rows, Statistics(logps, known.collision, kl))
-            losses, figures = self.objective(completions, self._comparisons(examples, rows, mismatched))
-        totals.add({"loss": losses, **figures})
+            losses, figures = self.objective(completions, comparisons)
+        totals.add({"loss": losses, **figures, **self._divergences(completions, comparisons, rows, totals)})
         inputs = [logps] if kl is None else [logps, kl]
         return Slopes(*torch.autograd.grad(losses.sum(), inputs, materialize_grads=True, allow_unused=True))
+
+    def _divergences(
+        self, completions: Completions, comparisons: Comparisons, rows: Sequence[Row], totals: Totals
+    ) -> dict[str, Tensor]:
+        """log π_ref − log π of the examples' completions, nats: KL(π_ref ‖ π) if π_ref sampled them. And that to π₀."""
+        mine = torch.cat([comparisons.chosen, comparisons.rejected, comparisons.singles]).unique()
+        logps = completions.logps.detach()[mine]
+        found = {}
+        if self.reference.logps:
+            found["kl"] = completions.reference_logps[mine] - logps
+            totals.gap = max(totals.gap, float(found["kl"].abs().max()))
+        if self.initial:
+            initial = [self.initial[rows[number]] for number in mine.tolist()]
+            found["kl_initial"] = torch.tensor(initial, dtype=torch.float64, device=logps.device) - logps
+        return found
 
     def _completions(self, rows: Sequence[Row], known: Statistics) -> Completions:
         device = known.logps.device
@@ -184,12 +207,9 @@ class Step:
         )
 
     def _rows(self, examples: Sequence[Example]) -> tuple[list[Row], list[Row]]:
-        """The examples' rows; and, where asked for, each prompt with the next example's completion."""
+        """The examples' rows and their mismatched ones, each once; and the mismatched ones."""
         rows = [row for example in examples for row in example.rows]
-        mismatched = []
-        if "mismatched" in self.objective.needs:
-            shifted = zip(rows, rows[1:] + rows[:1], strict=True)
-            mismatched = [Row(row.prompt, other.completion) for row, other in shifted]
+        mismatched = [self.mismatched[row] for row in rows if row in self.mismatched]
         return list(dict.fromkeys([*rows, *mismatched])), mismatched
 
     def _statistics(self, rows: Sequence[Row]) -> Statistics:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,11 +33,12 @@ class Weights:
         self.model = model
         self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.masters: dict[str, Tensor] = dict(self.named)
+        self._hooks: list[RemovableHandle] = []
         if DTYPES[dtype] != torch.float32:
             self.masters = {name: parameter.detach().clone().float() for name, parameter in self.named.items()}
             round_parameters(model, DTYPES[dtype])
             for name, parameter in self.named.items():
-                parameter.register_post_accumulate_grad_hook(self._gather(self.masters[name]))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._gather(self.masters[name])))
         self._names = {parameter: name for name, parameter in self.named.items()}
         self._sparsify_embedding()
         self.clear()
@@ -64,6 +66,14 @@ class Weights:
         embedding = self.model.get_input_embeddings()
         if embedding.sparse:
             self.gradient(embedding.weight)  # a sparse gradient can only be added to a dense one
+
+    def release(self) -> None:
+        """Make the weights the model's own parameters again, in float32."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, parameter in self.named.items():
+            parameter.data, parameter.grad = self.masters[name].detach(), None
+        self.model.get_input_embeddings().sparse = False
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.masters)

@@ -48,7 +48,7 @@ from pipeline.config.policy import PolicyConfig, PretrainedPolicy, ScratchPolicy
 from pipeline.config.prompts import CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
 from pipeline.config.run import LimitsConfig, RunConfig
 from pipeline.config.sampling import SamplingConfig
-from pipeline.config.trainer import TrainerConfig
+from pipeline.config.trainer import GuardsConfig, LoraConfig, TrainerConfig
 
 __all__ = [
     "GATE_CONDITION",
@@ -70,6 +70,7 @@ __all__ = [
     "FilePrompts",
     "ForwardKlLoss",
     "GateConfig",
+    "GuardsConfig",
     "HingeLoss",
     "HubPrompts",
     "IpoLengthNormalisedLoss",
@@ -83,6 +84,7 @@ __all__ = [
     "LengthRegularisedLoss",
     "LengthRule",
     "LimitsConfig",
+    "LoraConfig",
     "LossConfig",
     "MultiObjectiveLoss",
     "NcaLoss",
