@@ -210,8 +210,8 @@ class ChunkedHead:
         """
         p, g = window.policy, slope.logps.float()[:, None]
         for part in split(slice(0, len(p)), self.piece):
-            bend = self._bend(p[part], window, part) if self.head.softcap is not None else None
             at = targets[part, None]
+            bend = self._bend(p[part], at, window, part) if self.head.softcap is not None else None
             if slope.reference_kl is None or window.reference is None:
                 p[part].scatter_(1, at, window.known.logps[part].expm1()[:, None].to(p.dtype))
             else:
@@ -224,12 +224,15 @@ class ChunkedHead:
         self._add_to_head(p, hidden.float() * factor, factor)
         return torch.mm(p, self.weight).float().mul_(factor).to(hidden.dtype)
 
-    def _bend(self, p: Tensor, window: "_Window", part: slice) -> Tensor:
-        """[n, vocabulary] the soft cap's derivative 1 − (logit / softcap)²; a logit is log π and the row's constant."""
+    def _bend(self, p: Tensor, at: Tensor, window: "_Window", part: slice) -> Tensor:
+        """[n, vocabulary] the soft cap's derivative 1 − (logit / softcap)²; a logit is log π and the row's constant.
+
+        That is not so where π underflowed: of no account but for the target, whose own logit is known.
+        """
         assert self.head.softcap is not None
-        constant = (window.own[part] - window.known.logps[part])[:, None]
-        bent = (p.float().clamp_min(SMALLEST).log() + constant) / self.head.softcap
-        return (1 - bent.clamp(-1, 1) ** 2).to(p.dtype)
+        own, logps = window.own[part, None], window.known.logps[part, None]
+        logits = (p.float().clamp_min(SMALLEST).log() + (own - logps)).scatter_(1, at, own)
+        return (1 - (logits / self.head.softcap).clamp(-1, 1) ** 2).to(p.dtype)
 
     def _add_to_head(self, p: Tensor, hidden: Tensor, factor: Tensor) -> None:
         sink, narrow = self.head.weight_grad, hidden.to(p.dtype)

@@ -1,133 +1,263 @@
+"""The chunked head against the log-softmax of all logits, by autograd, in float64."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate, product
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, Qwen2Config
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from trainers.encoding import Batch, Row, pad
-from trainers.logprobs import completion_logprobs, sequence_logprobs, token_logprobs
+from trainers import logprobs
+from trainers.logprobs import ChunkedHead, Head, Slopes, Statistics, Workspace
 
-VOCABULARY = 37
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-CONFIGS = {
-    "llama": LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.2, **SHAPE),
-    "qwen2": Qwen2Config(
-        vocab_size=VOCABULARY, num_key_value_heads=1, initializer_range=0.2, tie_word_embeddings=True, **SHAPE
-    ),
-    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2),
+N, HIDDEN, VOCABULARY = 20, 8, 23
+CHUNKS = [slice(0, 6), slice(6, 7), slice(7, 20)]
+HEADS = {
+    "plain": Head(torch.empty(0)),
+    "bias": Head(torch.empty(0), bias=torch.empty(0)),
+    "scale": Head(torch.empty(0), scale=0.3),
+    "softcap": Head(torch.empty(0), softcap=2.0),
+    "everything": Head(torch.empty(0), bias=torch.empty(0), scale=1.7, softcap=3.0),
 }
-ROWS = [
-    Row((1, 5, 6), (7, 8, 9, 2)),
-    Row((1,), (2,)),
-    Row((1, 5, 6, 30, 31, 32), (9,)),
-    Row((1, 5), tuple(range(3, 30))),
-    Row((1, 5, 6), (7, 8, 9, 2)),
-]
+WINDOWS = {"one window": {"CHUNK": 100, "PIECE": 4}, "many windows": {"CHUNK": 5, "PIECE": 2}}
 
 
-@pytest.fixture(params=CONFIGS)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+@pytest.fixture(params=WINDOWS)
+def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that are one window of softmax and gradients each, or several."""
+    for name, size in (WINDOWS[request.param] | {"PANEL": 7}).items():
+        monkeypatch.setitem(getattr(logprobs, name), "cpu", size)
 
 
-def naive(model: PreTrainedModel, row: Row) -> torch.Tensor:
-    """The sum as the definition has it: one sequence, no padding, one token after another."""
-    logits = model(torch.tensor([row.prompt + row.completion])).logits[0]
-    start = len(row.prompt)
-    return sum(
-        (logits[start + i - 1].log_softmax(-1)[token] for i, token in enumerate(row.completion)), torch.tensor(0.0)
-    )
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def spread_of(rows: list[torch.Tensor]) -> float:
-    return max(float(row.detach()) for row in rows) - min(float(row.detach()) for row in rows)
+def make_head(kind: str, seed: int = 1) -> Head:
+    """Random, its gradients started at 1: they are added, not set."""
+    head, weight = HEADS[kind], draw(VOCABULARY, HIDDEN, seed=seed)
+    bias = None if head.bias is None else draw(VOCABULARY, seed=seed + 1)
+    ones = None if bias is None else torch.ones_like(bias)
+    return replace(head, weight=weight, bias=bias, weight_grad=torch.ones_like(weight), bias_grad=ones)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("pad_id", [0, 36])
-def test_summed_log_probabilities_are_the_naive_ones_whatever_the_batch(
-    model: PreTrainedModel, size: int, pad_id: int
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head) -> Tensor:
+    logits = hidden @ weight.T
+    logits = head.scale * (logits if bias is None else logits + bias)
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def naive(logps: Tensor, targets: Tensor, reference: Tensor | None = None) -> Statistics:
+    """Statistics from [N, vocabulary] log-probabilities."""
+    kl = None if reference is None else (reference.exp() * (reference - logps)).sum(-1)
+    return Statistics(logps.gather(1, targets[:, None])[:, 0], (2 * logps).logsumexp(-1), kl)
+
+
+def loss_of(known: Statistics, number: int) -> Tensor:
+    """Of a chunk: not linear, so its slopes are right only if the statistics that they are worked out from are."""
+    weights = draw(len(known.logps), seed=10 + number).to(known.logps.dtype)
+    loss = (known.logps * weights).sum() + 0.05 * known.logps.sum() ** 2
+    return loss if known.reference_kl is None else loss + (known.reference_kl * weights.flip(0)).exp().sum()
+
+
+def slopes(number: int, known: Statistics) -> Slopes:
+    inputs = [known.logps.detach().requires_grad_()]
+    if known.reference_kl is not None:
+        inputs.append(known.reference_kl.detach().requires_grad_())
+    with torch.enable_grad():
+        loss = loss_of(Statistics(inputs[0], None, *inputs[1:]), number)
+    return Slopes(*torch.autograd.grad(loss, inputs))
+
+
+def close(got: Tensor, want: Tensor, relative: float = 1e-5) -> None:
+    """In the norm: a single entry may be a difference of large ones."""
+    assert got.shape == want.shape
+    assert torch.linalg.vector_norm(got.double() - want.double()) <= relative * torch.linalg.vector_norm(want.double())
+
+
+# ---------------------------------------------------------------------------------------------- values and gradients
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize(("kind", "with_reference"), product(HEADS, (False, True)))
+def test_values_and_all_gradients_are_those_of_the_full_log_softmax(kind: str, with_reference: bool) -> None:
+    head, hidden = make_head(kind), draw(N, HIDDEN, seed=3)
+    targets = torch.randint(VOCABULARY, (N,), generator=torch.Generator().manual_seed(4))
+    workspace, other, states = Workspace(), make_head(kind, seed=5), draw(N, HIDDEN, seed=6)
+    peer = (ChunkedHead(other, workspace, "reference"), states) if with_reference else None
+    known, gradient = ChunkedHead(head, workspace).backward(hidden, targets, CHUNKS, slopes, True, peer)
+
+    inputs = [each.double().requires_grad_() for each in (hidden, head.weight, head.bias) if each is not None]
+    bias = None if head.bias is None else inputs[2]
+    logps = logits_of(*inputs[:2], bias, head).log_softmax(-1)
+    fixed = [None if each is None else each.double() for each in (states, other.weight, other.bias)]
+    reference = logits_of(*fixed, other).log_softmax(-1) if with_reference else None
+    wanted = naive(logps, targets, reference)
+    parts = [Statistics(*(None if v is None else v[chunk] for v in fields(wanted))) for chunk in CHUNKS]
+    grads = torch.autograd.grad(sum(loss_of(part, number) for number, part in enumerate(parts)), inputs)
+
+    for got, want in zip(fields(known), fields(wanted), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            assert got.dtype == torch.float32
+            close(got, want.detach())
+    close(gradient, grads[0])
+    assert head.weight_grad is not None
+    close(head.weight_grad - 1, grads[1])
+    if head.bias_grad is not None:
+        close(head.bias_grad - 1, grads[2])
+
+
+def fields(known: Statistics) -> tuple[Tensor | None, ...]:
+    return known.logps, known.collision, known.reference_kl
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("kind", HEADS)
+def test_statistics_alone_are_those_of_the_backward_pass(kind: str) -> None:
+    head, hidden = make_head(kind), draw(N, HIDDEN, seed=3)
+    targets = torch.arange(N) % VOCABULARY
+    alone = ChunkedHead(head, Workspace()).statistics(hidden, targets, collision=True)
+    known, _ = ChunkedHead(head, Workspace()).backward(hidden, targets, CHUNKS, slopes, collision=True)
+    for got, want in zip(fields(alone)[:2], fields(known)[:2], strict=True):
+        assert got is not None
+        assert want is not None
+        close(got, want, 1e-6)
+    assert ChunkedHead(head, Workspace()).statistics(hidden, targets).collision is None
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_frozen_head_has_the_same_gradient_of_the_hidden_states_and_none_of_its_own() -> None:
+    head, hidden, targets = make_head("bias"), draw(N, HIDDEN, seed=3), torch.arange(N)
+    _, trained = ChunkedHead(head, Workspace()).backward(hidden, targets, CHUNKS, slopes)
+    frozen = replace(head, weight_grad=None, bias_grad=None, weight=head.weight.clone().requires_grad_())
+    _, gradient = ChunkedHead(frozen, Workspace()).backward(hidden, targets, CHUNKS, slopes)
+    assert torch.equal(gradient, trained)
+    assert frozen.weight.grad is None
+
+
+def test_a_workspace_is_used_again_and_never_remembers() -> None:
+    """Larger, then smaller, then another vocabulary: results are those of fresh buffers."""
+    workspace = Workspace()
+    for count, vocabulary in ((9, 23), (4, 23), (4, 11), (20, 11)):
+        head = Head(draw(vocabulary, HIDDEN), weight_grad=torch.zeros(vocabulary, HIDDEN))
+        hidden, targets = draw(count, HIDDEN, seed=count), torch.arange(count) % vocabulary
+        found = [
+            ChunkedHead(head, space).backward(hidden, targets, [slice(0, count)], slopes)
+            for space in (workspace, Workspace())
+        ]
+        assert torch.equal(found[0][0].logps, found[1][0].logps)
+        assert torch.equal(found[0][1], found[1][1])
+
+
+# ---------------------------------------------------------------------------------------------- extremes
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("softcap", [None, 150.0])
+def test_a_token_that_underflows_has_its_log_probability_and_its_gradient(softcap: float | None) -> None:
+    """e⁻²⁰⁰ is no float32. The row between the two rare ones is an ordinary one."""
+    weight = draw(VOCABULARY, HIDDEN, seed=1)
+    weight[3, 0], weight[5, 0] = 110.0, -90.0
+    hidden = torch.zeros(3, HIDDEN)
+    hidden[:, 0] = torch.tensor([1.0, 0.01, 1.1])
+    hidden[:, 1:] = draw(3, HIDDEN - 1, seed=2) * 0.1
+    head = Head(weight, softcap=softcap, weight_grad=torch.zeros_like(weight))
+    targets = torch.tensor([5, 4, 5])
+    chunks = [slice(0, 3)]
+    ones = lambda number, known: Slopes(torch.tensor([1.0, 2.0, -0.5]))  # noqa: E731
+    known, gradient = ChunkedHead(head, Workspace()).backward(hidden, targets, chunks, ones)
+    inputs = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    wanted = naive(logits_of(*inputs, None, head).log_softmax(-1), targets).logps
+    assert wanted[0] < -150
+    grads = torch.autograd.grad((wanted * torch.tensor([1.0, 2.0, -0.5])).sum(), inputs)
+    torch.testing.assert_close(known.logps.double(), wanted.detach(), rtol=1e-5, atol=1e-6)
+    assert head.weight_grad is not None
+    for row in range(3):
+        close(gradient[row], grads[0][row])
+    close(head.weight_grad, grads[1])
+    torch.testing.assert_close(ChunkedHead(head, Workspace()).statistics(hidden, targets).logps, known.logps)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_bfloat16_log_probabilities_are_nearer_the_truth_than_a_log_softmax_of_its_logits(spread: float) -> None:
+    """Over 4000 tokens of vocabulary, against float64 on the same rounded numbers; logits up to ±5 and ±15."""
+    count, width, vocabulary = 200, 64, 4000
+    hidden = draw(count, width).bfloat16()
+    weight = (spread * width**-0.5 * draw(vocabulary, width, seed=1)).bfloat16()
+    targets = (hidden.double() @ weight.double().T).topk(40).indices[torch.arange(count), torch.arange(count) % 40]
+    truth = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ours = ChunkedHead(Head(weight), Workspace()).statistics(hidden, targets).logps
+    logits = hidden @ weight.T
+    plain, upcast = (each.log_softmax(-1).gather(1, targets[:, None])[:, 0] for each in (logits, logits.float()))
+
+    def error(logps: Tensor) -> float:
+        return float((logps.double() - truth).abs().mean())
+
+    assert error(ours) < 0.01
+    assert error(ours) < error(plain) / 3
+    assert error(ours) < error(upcast) / 2
+
+
+def test_bfloat16_gradients_are_near_the_truth() -> None:
+    hidden, weight = draw(64, 32).bfloat16(), (0.3 * draw(500, 32, seed=1)).bfloat16()
+    targets = torch.arange(64) * 7
+    head = Head(weight, weight_grad=torch.zeros(500, 32))
+    constant = lambda number, known: Slopes(torch.linspace(-1, 1, 64))  # noqa: E731
+    _, gradient = ChunkedHead(head, Workspace()).backward(hidden, targets, [slice(0, 64)], constant)
+    inputs = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    logps = naive((inputs[0] @ inputs[1].T).log_softmax(-1), targets).logps
+    grads = torch.autograd.grad((logps * torch.linspace(-1, 1, 64)).sum(), inputs)
+    assert gradient.dtype == torch.bfloat16
+    close(gradient, grads[0], 1e-2)
+    assert head.weight_grad is not None
+    assert head.weight_grad.dtype == torch.float32
+    close(head.weight_grad, grads[1], 1e-2)
+
+
+# ---------------------------------------------------------------------------------------------- memory
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that ``work`` had allocated at once, by the allocator's own account."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        work()
+    events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("lengths", [(40, 40, 40), (120,)])
+def test_peak_memory_does_not_grow_with_tokens_times_vocabulary(
+    lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = [pad(ROWS[start : start + size], pad_id) for start in range(0, len(ROWS), size)]
-    parts = [completion_logprobs(model, batch) for batch in batches]
-    model.double()
-    expected = [naive(model, row) for row in ROWS]
-    assert spread_of(expected) > 50
-    sums = torch.cat([sums for sums, _ in parts])
-    assert sums.dtype == torch.float64
-    torch.testing.assert_close(sums, torch.stack(expected), rtol=1e-6, atol=1e-5)
-    assert torch.cat([lengths for _, lengths in parts]).tolist() == [len(row.completion) for row in ROWS]
+    """Of many small chunks and of one that is larger than what is held at once."""
+    monkeypatch.setitem(logprobs.CHUNK, "cpu", 16)
+    vocabulary, width = 3000, 8
+    head = Head(draw(vocabulary, width), weight_grad=torch.zeros(vocabulary, width))
+
+    def peak(times: int) -> int:
+        sizes = [length for length in lengths for _ in range(times)] if len(lengths) > 1 else [lengths[0] * times]
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        chunks = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        hidden, targets = draw(ends[-1], width), torch.zeros(ends[-1], dtype=torch.int64)
+        return peak_bytes(lambda: ChunkedHead(head, Workspace()).backward(hidden, targets, chunks, slopes))
+
+    short, long = peak(1), peak(4)
+    assert 16 * vocabulary * 4 <= short < 40 * vocabulary * 4
+    assert long - short < 0.02 * (360 * vocabulary * 4)
+    full = draw(120, vocabulary)
+    assert peak_bytes(lambda: full.log_softmax(-1)) >= 120 * vocabulary * 4  # what is measured is there to be seen
 
 
-def test_gradients_are_the_naive_ones(model: PreTrainedModel) -> None:
-    weights = torch.tensor([1.0, -2.0, 3.0, 0.5, -1.5])
-    (completion_logprobs(model, pad(ROWS, 0))[0] * weights).sum().backward()
-    ours = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    model.zero_grad(set_to_none=True)
-    model.double()
-    (torch.stack([naive(model, row) for row in ROWS]) * weights).sum().backward()
-    theirs = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert ours.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        scale = float(gradient.abs().max())
-        torch.testing.assert_close(ours[name].double(), gradient, rtol=0.0, atol=1e-5 * scale, msg=name)
-
-
-def test_padding_gets_no_gradient(model: PreTrainedModel) -> None:
-    batch = pad(ROWS, 36)
-    hidden = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-    logits = model(inputs_embeds=hidden, attention_mask=batch.attention_mask).logits
-    completion_logprobs(lambda **_: CausalLMOutputWithPast(logits=logits), batch)[0].sum().backward()
-    assert hidden.grad is not None
-    assert (hidden.grad[batch.attention_mask == 0] == 0).all()
-    assert (hidden.grad[:, 0] != 0).any()
-
-
-def test_sums_lose_nothing_over_a_long_completion() -> None:
-    """4,000 equal terms: a float32 sum is off by 1e-2."""
-    length, vocabulary = 4000, 10
-    logits = torch.zeros(1, length + 1, vocabulary)
-    batch = Batch(
-        torch.ones(1, length + 1, dtype=torch.long),
-        torch.ones(1, length + 1, dtype=torch.long),
-        torch.arange(length + 1)[None] > 0,
-    )
-    sums, _ = completion_logprobs(lambda **_: CausalLMOutputWithPast(logits=logits), batch)
-    term = float(torch.zeros(vocabulary).log_softmax(-1)[0])
-    assert abs(sums.item() - length * term) < 1e-9
-
-
-class Counting:
-    """A model that notes how many rows it is given."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.device = model, model.device
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __call__(self, input_ids: torch.Tensor, **rest: object) -> CausalLMOutputWithPast:
-        self.shapes.append(tuple(input_ids.shape))
-        return self.model(input_ids=input_ids, **rest)
-
-
-def test_equal_rows_run_once_within_the_budget_and_come_back_in_order(model: PreTrainedModel) -> None:
-    counting = Counting(model)
-    logps = sequence_logprobs(counting, ROWS, 40, "float32")
-    assert sum(rows for rows, _ in counting.shapes) == 4  # of 5
-    assert all(rows * width <= 40 for rows, width in counting.shapes)
-    assert logps[0] == logps[4]
-    assert logps == pytest.approx([float(naive(model, row).detach()) for row in ROWS], rel=1e-5)
-    assert sequence_logprobs(model, ROWS, 10_000, "float32") == pytest.approx(logps, rel=1e-6)
-
-
-def test_bfloat16_is_close_but_not_the_same(model: PreTrainedModel) -> None:
-    exact, rounded = (sequence_logprobs(model, ROWS, 1000, dtype) for dtype in ("float32", "bfloat16"))
-    assert exact != rounded
-    assert rounded == pytest.approx(exact, rel=0.05)
-
-
-def test_token_log_probabilities_sum_to_the_completions(model: PreTrainedModel) -> None:
-    row = ROWS[3]
-    tokens = token_logprobs(model, row.prompt + row.completion)
-    assert len(tokens) == len(row) - 1
-    (summed,) = sequence_logprobs(model, [row], 1000, "float32")
-    assert sum(tokens[len(row.prompt) - 1 :]) == pytest.approx(summed, rel=1e-6)
+# ---------------------------------------------------------------------------------------------- golden
+def test_sums_and_means_are_those_of_the_authors_code(shared_data: Path) -> None:
+    """`_get_batch_logps` of DPO's authors. Their logits are the hidden states of a head that is the identity."""
+    cases = json.loads((shared_data / "golden" / "losses.json").read_text())["batch_logps"]
+    assert cases
+    for case in cases:
+        logits = torch.tensor(case["logits"], dtype=torch.float64)[:, :-1]
+        labels = torch.tensor(case["labels"])[:, 1:]
+        head = ChunkedHead(Head(torch.eye(logits.shape[-1])), Workspace())
+        for row, ids, total, mean in zip(logits, labels, case["sum"], case["average"], strict=True):
+            mine = ids != -100
+            logps = head.statistics(row[mine].float(), ids[mine]).logps.double()
+            assert logps.sum().item() == pytest.approx(total, rel=1e-6)
+            assert logps.mean().item() == pytest.approx(mean, rel=1e-6)
