@@ -92,7 +92,7 @@ def train(
         any(isinstance(example, Pair) for example in lesson.examples),
         any(isinstance(example, Single) for example in lesson.examples),
     )
-    prove(PackedPolicy(model), max(len(row) for example in lesson.examples for row in example.rows))
+    prove(model, max(len(row) for example in lesson.examples for row in example.rows))
     weights = Weights(model, config.dtype)
     policy = PackedPolicy(model, weights, recompute=config.recompute, compile=config.compile)
     live = None if lesson.live is None else PackedPolicy(load_model(lesson.live.path, DTYPES[config.dtype]))
@@ -105,4 +105,5 @@ def train(
         metrics = loop.step(number)
         progress(number + 1, loop.steps, f"loss {metrics['loss']:.3f}")
     weights.release()
+    policy.unpack()
     return loop.last

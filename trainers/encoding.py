@@ -64,7 +64,7 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int], source
                 f" ({', '.join(map(str, sorted(eos)))}) nowhere but at its end"
             )
     chosen, rejected = Row(prompt, pair.chosen.token_ids), Row(prompt, pair.rejected.token_ids)
-    return Pair(chosen, rejected, margin=pair.margin, source=source)
+    return Pair(chosen, rejected, margin=pair.margin, source=source, prompt_id=pair.prompt.id)
 
 
 # ---------------------------------------------------------------------------------------------- text

@@ -26,6 +26,8 @@ class Pair:
     """Probability that chosen is the better one, in [0.5, 1]: below 1 it is a soft label."""
     source: str = ""
     """Data set or judge's axis the pair is from; selects its β."""
+    prompt_id: str = ""
+    """Tells asking one prompt twice from two pairs of one group; empty where the data set names no prompts."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -39,6 +41,7 @@ class Single:
     row: Row
     desirable: bool
     source: str = ""
+    prompt_id: str = ""
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -94,6 +94,12 @@ class PackedPolicy(torch.nn.Module):
         finally:
             self.model.set_attn_implementation(SHARED_PREFIX)
 
+    def unpack(self) -> None:
+        """Leave the model as it was."""
+        self.model.set_attn_implementation(self.plain_attention)
+        self.model.gradient_checkpointing_disable()
+        self.model.eval()
+
     def _head(self, name: str = "policy") -> ChunkedHead:
         head = Head.of(self.model)
         if self.weights is not None:
@@ -104,7 +110,7 @@ class PackedPolicy(torch.nn.Module):
 
 
 @torch.no_grad()
-def prove(policy: PackedPolicy, longest: int) -> None:
+def prove(model: PreTrainedModel, longest: int) -> None:
     """Compare a small pack with the model's own forward pass, for data of up to ``longest`` tokens a row.
 
     Families differ in what they do to attention and logits. Rather than list them, this finds out.
@@ -112,7 +118,7 @@ def prove(policy: PackedPolicy, longest: int) -> None:
     Raises:
         TrainingError: they differ, or the model cannot run on packs at all.
     """
-    config = policy.model.config.get_text_config()
+    config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or 0
     size = window + 8 if longest > window > 0 else min(longest, 24)
     generator = torch.Generator().manual_seed(0)
@@ -121,19 +127,18 @@ def prove(policy: PackedPolicy, longest: int) -> None:
         return tuple(torch.randint(0, config.vocab_size, (max(1, count),), generator=generator).tolist())
 
     groups = [PromptGroup(draw(size - 6), (draw(6), draw(3))), PromptGroup(draw(3), (draw(1), draw(4)))]
-    packed = pack(groups, policy.model.device)
-    tolerance = PROOF_TOLERANCE.get(policy.model.dtype, 0.2)
+    rows = [row for group in groups for row in group.rows]
+    theirs = torch.cat([plain_logprobs(model, row.prompt + row.completion)[len(row.prompt) - 1 :] for row in rows])
+    policy = PackedPolicy(model)
     try:
-        ours = policy.statistics(packed).logps
+        ours = policy.statistics(pack(groups, model.device)).logps
     except (TypeError, AttributeError) as error:
-        raise TrainingError(f"{type(policy.model).__name__} cannot run on packed prompts: {error}") from error
-    with policy.plain() as model:
-        theirs = torch.cat(
-            [plain_logprobs(model, row.prompt + row.completion)[len(row.prompt) - 1 :] for row in packed.rows]
-        )
-    gap = float((ours - theirs).abs().max())
+        raise TrainingError(f"{type(model).__name__} cannot run on packed prompts: {error}") from error
+    finally:
+        policy.unpack()
+    gap, tolerance = float((ours - theirs).abs().max()), PROOF_TOLERANCE[model.dtype]
     if not gap <= tolerance:
         raise TrainingError(
-            f"{type(policy.model).__name__} on packed prompts is up to {gap:.2g} nats a token off its own forward pass"
+            f"{type(model).__name__} on packed prompts is up to {gap:.2g} nats a token off its own forward pass"
             f" (allowed: {tolerance}): its attention or head is of a kind that packing does not know"
         )

@@ -149,9 +149,10 @@ class Step:
         with torch.enable_grad():
             completions = self._completions(rows, Statistics(logps, known.collision, kl))
             losses, figures = self.objective(completions, comparisons)
+            total = losses.sum()
         totals.add({"loss": losses, **figures, **self._divergences(completions, comparisons, rows, totals)})
         inputs = [logps] if kl is None else [logps, kl]
-        return Slopes(*torch.autograd.grad(losses.sum(), inputs, materialize_grads=True, allow_unused=True))
+        return Slopes(*torch.autograd.grad(total, inputs, materialize_grads=True, allow_unused=True))
 
     def _divergences(
         self, completions: Completions, comparisons: Comparisons, rows: Sequence[Row], totals: Totals
