@@ -3,12 +3,13 @@
 #   PYTHON=python3.12   another interpreter (3.11 or newer)
 #   EXTRAS=gpu,dev      vLLM's CUDA build instead of its CPU build
 #   TORCH_INDEX=…       address of PyTorch's CPU index, where pip does not know it yet (see CONTRIBUTING.md)
-#   ARGS=…              passed on to pytest or to ratchet
+#   ARGS=…              passed on to pytest, ratchet or the benchmarks
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 ARGS ?=
+BENCHMARKS ?= trainer
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -46,8 +47,8 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every script in tests/benchmarks, one after another
-	@for script in $(wildcard tests/benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(READY)  ## every benchmark, one after another; BENCHMARKS=trainer ARGS=--quick for a part
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py $(ARGS); done
 
 clean:  ## remove .venv, builds and caches; runs and artifacts stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,26 @@
+"""Contestants by name, each on its own copy of the model."""
+
+import copy
+
+from transformers import PreTrainedModel
+
+from measure import Contestant
+from models import Settings
+
+OPPONENTS = {"installed": "TRL as installed", "ideal": "TRL, good head"}
+TITLES = OPPONENTS | {"ours": "Ratchet"}
+
+
+def build(name: str, model: PreTrainedModel, settings: Settings, size: int | None = None) -> Contestant:
+    """``size`` is TRL's batch size in pairs (1 unless told), or our token budget (the trainer's own unless told)."""
+    if name == "ours":
+        from ours import TOKEN_BUDGET, Ratchet
+
+        return Ratchet(model, settings, size or TOKEN_BUDGET)
+    from opponents import Trl
+
+    return Trl(model, settings, size or 1, ideal=name == "ideal")
+
+
+def build_copy(name: str, model: PreTrainedModel, settings: Settings, size: int | None = None) -> Contestant:
+    return build(name, copy.deepcopy(model), settings, size)
