@@ -86,7 +86,8 @@ def shared_prefix_attention(
     return flex(query, key, value, layout.block_mask(sliding_window), scale, softcap), None
 
 
-AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+# Compiled layers break their graph here: traced through, every pack's blocks would be compiled anew.
+AttentionInterface.register(SHARED_PREFIX, torch.compiler.disable(shared_prefix_attention))
 
 
 class DenseBlocks(torch.autograd.Function):
