@@ -126,11 +126,12 @@ def pack(groups: Sequence[PromptGroup], device: torch.device | str = "cpu") -> P
 def split_by_budget(groups: Sequence[PromptGroup], budget: int, multiple: int = 1) -> list[list[PromptGroup]]:
     """The groups in lists of at most ``budget`` tokens and about equal size, their number a multiple of ``multiple``.
 
-    A group longer than the budget gets a list of its own; lists are empty only where there are fewer groups than
-    lists. Used inside one optimiser batch only: what is forwarded together changes memory and speed, never the result.
+    A group longer than the budget gets a list of its own; lists are empty only where the groups are too few for a
+    ``multiple``. Used inside one optimiser batch only: what is forwarded together changes memory and speed, never the
+    result.
     """
     largest_first = sorted(groups, key=lambda group: -group.tokens)  # stable: equal sizes keep their order
-    bins = max(1, -(-sum(group.tokens for group in groups) // budget))
+    bins = max(1, min(-(-sum(group.tokens for group in groups) // budget), len(groups)))
     while True:
         bins = -(-bins // multiple) * multiple
         lists: list[list[PromptGroup]] = [[] for _ in range(bins)]

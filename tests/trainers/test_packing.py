@@ -123,7 +123,7 @@ def test_a_split_keeps_every_group_and_the_budget(
     assert Counter(group for part in lists for group in part) == Counter(groups)
     assert all(len(part) == 1 or sum(group.tokens for group in part) <= budget for part in lists)
     assert len(lists) % multiple == 0
-    assert not any(not part for part in lists) or len(groups) < len(lists)
+    assert sum(not part for part in lists) < multiple or not groups  # an empty one is a forward pass for nothing
     assert split_by_budget(groups, budget, multiple) == lists
 
 
