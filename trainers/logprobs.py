@@ -110,10 +110,16 @@ class ChunkedHead:
         self.chunk, self.piece = CHUNK[self.weight.device.type], PIECE[self.weight.device.type]
 
     @torch.no_grad()
-    def statistics(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> Statistics:
+    def statistics(
+        self, hidden: Tensor, targets: Tensor, collision: bool = False, reference: "Peer | None" = None
+    ) -> Statistics:
         """Of ``targets`` [N], predicted from ``hidden`` [N, hidden]. No gradient."""
         parts = split(slice(0, len(targets)), self.piece)
-        return join([self._window(hidden[part], targets[part], collision).known for part in parts])
+        peers = [None if reference is None else (reference[0], reference[1][part]) for part in parts]
+        windows = [
+            self._window(hidden[part], targets[part], collision, peer) for part, peer in zip(parts, peers, strict=True)
+        ]
+        return join([window.known for window in windows])
 
     @torch.no_grad()
     def backward(

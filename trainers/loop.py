@@ -1,20 +1,25 @@
-"""The loop: batches in, weights moved, a line of metrics a step, and a state to go on from."""
+"""The loop: batches in, weights moved, a line of figures a step, and a state to go on from."""
 
-import json
 import math
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import TrainerConfig
 from pipeline.errors import NonFiniteError, StepZeroError
-from pipeline.store import sync
 from trainers.batches import batches_of_epoch
 from trainers.checkpoints import load_training_state, save_training_state
+from trainers.examples import Example
+from trainers.flops import Arithmetic, peak_of
+from trainers.guards import reason_to_stop
+from trainers.memory import halve_budget, is_out_of_memory, peak_memory
+from trainers.metrics import Recorder
+from trainers.packing import group_rows
+from trainers.samples import sample_completions
 from trainers.schedule import warmup_then
 from trainers.step import Step
 from trainers.weights import Weights
@@ -22,23 +27,25 @@ from trainers.weights import Weights
 if TYPE_CHECKING:
     from trainers.dpo import Lesson
 
-METRICS = "metrics.jsonl"
 STATE = "state"
 STEP_ZERO_TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
 
 
 class Loop:
-    """The optimiser, the schedule and the files of one training."""
+    """The optimiser, the schedule and the files of one training. Of several processes the first writes the files."""
 
-    def __init__(self, step: Step, weights: Weights, lesson: "Lesson", config: TrainerConfig, directory: Path) -> None:
-        self.gradients, self.weights, self.lesson, self.config, self.directory = (
-            step,
-            weights,
-            lesson,
-            config,
-            directory,
-        )
+    def __init__(
+        self,
+        step: Step,
+        weights: Weights,
+        lesson: "Lesson",
+        config: TrainerConfig,
+        directory: Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.gradients, self.weights, self.lesson, self.config = step, weights, lesson, config
+        self.directory, self.tokenizer = directory, tokenizer
         self.batches = [
             (epoch, batch)
             for epoch in range(config.epochs)
@@ -49,47 +56,75 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             list(weights), lr=lesson.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.arithmetic = Arithmetic(step.policy.model)
+        self.recorder: Recorder | None = None
         self.last: dict[str, float] = {}
+        """The last step's figures."""
+        self.stopped: str | None = None
+        """Why the training ended before its last step, if it did."""
 
-    def remaining(self) -> Iterator[int]:
+    def remaining(self) -> Generator[int, None, None]:
         """The steps still to do, after restoring what an interrupted session left; saves the state on the way."""
         first = self._restore()
-        self._cut_metrics(first)
-        for step in range(first, self.steps):
-            yield step
-            if (step + 1) % self.config.checkpoint_steps == 0:
-                self.save(step + 1)
+        if self.gradients.share.rank == 0:
+            self.recorder = Recorder(self.directory, first)
+        try:
+            for step in range(first, self.steps):
+                yield step
+                if self.stopped is not None:
+                    return
+                if (step + 1) % self.config.checkpoint_steps == 0:
+                    self.save(step + 1)
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser update on the step's batch."""
+        """One optimiser update on the step's batch, unless a guard fires; the step's figures.
+
+        They are of the weights before the update, but for "eval/…", measured after it.
+        """
         started = time.monotonic()
         epoch, batch = self.batches[step]
-        self.weights.clear()
-        figures = self.gradients.backward([self.lesson.examples[index] for index in batch])
+        examples = [self.lesson.examples[index] for index in batch]
+        figures = self._within_memory(self.gradients.backward, examples, lambda: self.save(step))
         if step == 0 and self.lesson.starts_at_reference:
             self._check_reference()
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights), self.config.max_grad_norm))
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss {figures['loss']} and gradient norm {norm} must be finite")
         rate = self.lesson.learning_rate * warmup_then(step, self.steps, self.warmup, self.config.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.weights.publish()
-        seconds = time.monotonic() - started
+        self.stopped = reason_to_stop(self.config.guards, figures)
+        if self.stopped is None:
+            self._update(rate)
         self.last = {
             "step": step + 1, "epoch": epoch, **figures, "grad_norm": norm, "learning_rate": rate,
-            "pairs_per_second": len(batch) / seconds,
+            **self._cost(examples, time.monotonic() - started),
         }  # fmt: skip
-        with open(self.directory / METRICS, "a") as file:
-            file.write(json.dumps(self.last) + "\n")
+        evaluated = (step + 1) % self.config.eval_steps == 0 or step + 1 == self.steps or self.stopped is not None
+        if evaluated and self.lesson.held_out:
+            measured = self._within_memory(self.gradients.measure, self.lesson.held_out)
+            self.last |= {f"eval/{name}": value for name, value in measured.items()}
+        self._record(sampled=evaluated)
         return self.last
 
     def save(self, step: int) -> None:
         """Keep all that step number ``step`` depends on. A state never outlives the lines of the steps before it."""
-        sync(self.directory / METRICS)
-        extra = {"last": self.last, "objective": self.gradients.objective.state}
+        if self.recorder is not None:
+            self.recorder.sync()
+        extra = {
+            "last": self.last, "objective": self.gradients.objective.state, "token_budget": self.gradients.token_budget,
+        }  # fmt: skip
         save_training_state(self.directory / STATE, step, self.weights, self.optimizer, extra)
+
+    @property
+    def note(self) -> str:
+        """The last step in a few words."""
+        margin = f" margin {self.last['rewards/margins']:.2f}" if "rewards/margins" in self.last else ""
+        budget = self.gradients.token_budget
+        halved = f" token budget {budget}" if budget < self.config.token_budget else ""
+        stopped = "" if self.stopped is None else " ended early"
+        return f"loss {self.last['loss']:.3f}{margin} {self.last['pairs_per_second']:.1f} pairs/s{halved}{stopped}"
 
     def _restore(self) -> int:
         restored = load_training_state(self.directory / STATE, self.weights, self.optimizer)
@@ -97,7 +132,67 @@ class Loop:
             return 0
         first, extra = restored
         self.last, self.gradients.objective.state = extra["last"], extra["objective"]
+        self.gradients.token_budget = min(self.gradients.token_budget, extra["token_budget"])
         return first
+
+    def _within_memory(
+        self,
+        work: Callable[[Sequence[Example]], dict[str, float]],
+        examples: Sequence[Example],
+        keep: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
+        """``work`` on ``examples``; where memory runs out, all over again with half the token budget.
+
+        The budget is part of the rounding, so ``keep`` is called to save it for whoever resumes.
+        """
+        objective = self.gradients.objective
+        state = dict(objective.state)
+        while True:
+            self.weights.clear()
+            try:
+                return work(examples)
+            except (RuntimeError, MemoryError) as error:
+                # Several processes would each halve at another moment, and wait for each other for ever.
+                if self.gradients.share.size > 1 or not is_out_of_memory(error):
+                    raise
+                said = (str(error) or "no memory").splitlines()[0]
+            # Here the error is gone, and with it the frames that held the step's tensors.
+            self.weights.clear()
+            objective.state = dict(state)
+            halve_budget(self.gradients, examples, said)
+            if keep is not None:
+                keep()
+
+    def _update(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.weights.publish()
+
+    def _cost(self, examples: Sequence[Example], seconds: float) -> Mapping[str, float]:
+        """How much was trained on in how long: tokens as packed, each prompt and each of its completions once."""
+        rows = list(dict.fromkeys(row for example in examples for row in example.rows))
+        groups, device = group_rows(rows), self.gradients.policy.model.device
+        tokens = sum(group.tokens for group in groups)
+        cost: dict[str, float] = {} if self.lesson.truncated is None else {
+            "truncated": sum(row in self.lesson.truncated for row in rows) / len(rows)
+        }  # fmt: skip
+        cost |= {
+            "tokens": tokens, "tokens_per_second": tokens / seconds, "pairs_per_second": len(examples) / seconds,
+            **peak_memory(device),
+        }  # fmt: skip
+        if peak := peak_of(device):
+            cost["mfu"] = self.arithmetic.flops(groups) / seconds / (peak * self.gradients.share.size)
+        return cost
+
+    def _record(self, sampled: bool) -> None:
+        if self.recorder is not None:
+            ended = {} if self.stopped is None else {"stopped": self.stopped}
+            self.recorder.write({**self.last, **ended})
+        if sampled and self.lesson.sample_prompts and self.tokenizer is not None:
+            samples = sample_completions(self.gradients.policy, self.lesson.sample_prompts, self.tokenizer)
+            if self.recorder is not None:
+                self.recorder.write_samples(int(self.last["step"]), samples)
 
     def _check_reference(self) -> None:
         gap, tolerance = self.gradients.totals.gap, STEP_ZERO_TOLERANCE[self.config.dtype]
@@ -106,11 +201,3 @@ class Loop:
                 f"before the first update the policy is up to {gap:.3g} nats a completion away from its reference;"
                 f" allowed: {tolerance}. The cached reference is of other weights or tokens"
             )
-
-    def _cut_metrics(self, steps: int) -> None:
-        """Drop the lines of steps that will run again, and a line torn by a kill."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        file = self.directory / METRICS
-        file.touch()
-        lines = file.read_bytes().splitlines(keepends=True)
-        os.truncate(file, sum(len(line) for line in lines[:steps]))  # unlike a rewrite, a kill here loses no line

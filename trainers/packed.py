@@ -1,7 +1,7 @@
 """A policy that runs on packs: an unmodified ``transformers`` model with shared-prefix attention and a chunked head."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -34,6 +34,7 @@ class PackedPolicy(torch.nn.Module):
         super().__init__()
         self.model, self.weights = model, weights
         self.workspace = Workspace()
+        self.compiled = compile
         self.plain_attention = model.config._attn_implementation
         model.eval().set_attn_implementation(SHARED_PREFIX)
         if recompute:
@@ -57,10 +58,10 @@ class PackedPolicy(torch.nn.Module):
         return states[0].index_select(0, pack.predictors)
 
     @torch.no_grad()
-    def statistics(self, pack: Pack, collision: bool = False) -> Statistics:
-        """Of the pack's targets, [N]. No gradient."""
+    def statistics(self, pack: Pack, collision: bool = False, reference: "PackedPolicy | None" = None) -> Statistics:
+        """Of the pack's targets, [N]; with a ``reference``, its KL too. No gradient."""
         hidden = self(pack)
-        return self._head().statistics(hidden, pack.targets, collision)
+        return self._head().statistics(hidden, pack.targets, collision, self._peer(pack, reference))
 
     def backward(
         self,
@@ -74,10 +75,7 @@ class PackedPolicy(torch.nn.Module):
         ``slopes`` gets the number of one of :meth:`chunks` and its statistics, and returns the gradient of the loss
         of its targets. With a ``reference`` the statistics have its KL.
         """
-        peer: Peer | None = None
-        if reference is not None:
-            with torch.no_grad():
-                peer = (reference._head("reference"), reference(pack))
+        peer = self._peer(pack, reference)
         hidden = self(pack)
         chunks = [tokens for tokens, _ in self.chunks(pack)]
         known, gradient = self._head().backward(hidden.detach(), pack.targets, chunks, slopes, collision, peer)
@@ -87,18 +85,27 @@ class PackedPolicy(torch.nn.Module):
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
-        """The model as it was, for anything but packs."""
-        self.model.set_attn_implementation(self.plain_attention)
+        """The model as it was, for anything but packs: nothing is compiled for it, nor recomputed."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval().set_attn_implementation(self.plain_attention)
         try:
-            yield self.model
+            # Asking for it imports the compiler, which takes seconds.
+            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                yield self.model
         finally:
             self.model.set_attn_implementation(SHARED_PREFIX)
+            for module in training:
+                module.training = True
 
     def unpack(self) -> None:
         """Leave the model as it was."""
         self.model.set_attn_implementation(self.plain_attention)
         self.model.gradient_checkpointing_disable()
         self.model.eval()
+
+    @torch.no_grad()
+    def _peer(self, pack: Pack, reference: "PackedPolicy | None") -> Peer | None:
+        return None if reference is None else (reference._head("reference"), reference(pack))
 
     def _head(self, name: str = "policy") -> ChunkedHead:
         head = Head.of(self.model)

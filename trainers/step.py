@@ -104,9 +104,15 @@ class Step:
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:
         """Figures alone, without gradient: of held-out examples."""
         totals = Totals()
-        rows, mismatched = self._rows(examples)
+        rows, mismatched = self.rows(examples)
         self._evaluate(examples, rows, mismatched, self._statistics(rows), totals)
         return totals.means()
+
+    def free(self) -> None:
+        """Give back what is kept from pack to pack."""
+        for policy in (self.policy, self.live):
+            if policy is not None:
+                policy.workspace.buffers.clear()
 
     def _slopes(self, examples: Sequence[Example], totals: Totals) -> "SlopesOf":
         """Slopes of the sum of the losses, found where they are asked for."""
@@ -122,7 +128,7 @@ class Step:
 
     def _known_slopes(self, examples: Sequence[Example], totals: Totals) -> "SlopesOf":
         """Slopes of the sum of the losses, found here, of the whole batch at once."""
-        rows, mismatched = self._rows(examples)
+        rows, mismatched = self.rows(examples)
         known = self._statistics(rows)
         self.objective.observe(self._completions(rows, known), self._comparisons(examples, rows, mismatched))
         found = self._evaluate(examples, rows, mismatched, known, totals)
@@ -207,7 +213,7 @@ class Step:
             tensor((index[row] for row in mismatched), torch.int64),
         )
 
-    def _rows(self, examples: Sequence[Example]) -> tuple[list[Row], list[Row]]:
+    def rows(self, examples: Sequence[Example]) -> tuple[list[Row], list[Row]]:
         """The examples' rows and their mismatched ones, each once; and the mismatched ones."""
         rows = [row for example in examples for row in example.rows]
         mismatched = [self.mismatched[row] for row in rows if row in self.mismatched]
@@ -217,7 +223,7 @@ class Step:
         """Of ``rows`` in their order, whichever process ran them. No gradient."""
         mine: dict[Row, Statistics] = {}
         for part, own in self._packs(rows):
-            known = self.policy.statistics(part, self.collision)
+            known = self.policy.statistics(part, self.collision, self.live)
             if own:
                 mine |= dict(zip(part.rows, known.split(part.lengths), strict=True))
         found: dict[Row, Statistics] = {}

@@ -1,0 +1,49 @@
+"""Memory of a training: how much it took, and what to do when there is no more."""
+
+import gc
+import logging
+import resource
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.errors import TrainingError
+from trainers.examples import Example
+from trainers.packing import group_rows
+from trainers.step import Step
+
+log = logging.getLogger("ratchet.trainers")
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Figures in GiB: on a GPU what tensors took at most since the training began, on a CPU the process' largest
+    resident set since it began."""
+    if device.type == "cuda":
+        return {"memory/gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    return {"memory/process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """A GPU's allocator has an error of its own, a CPU's only its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def halve_budget(step: Step, examples: Sequence[Example], error: str) -> None:
+    """Let ``step`` take half as many tokens at once as ``examples`` just did, with its buffers given back.
+
+    Raises:
+        TrainingError: the largest prompt group alone is too much; half a group is none.
+    """
+    sizes = [group.tokens for group in group_rows(step.rows(examples)[0])]
+    taken, largest = min(step.token_budget, sum(sizes)), max(sizes)
+    if taken <= largest:
+        raise TrainingError(
+            f"out of memory on a prompt and its completions of {largest} tokens, the least that runs at once ({error});"
+            " set trainer.recompute = true, or take shorter rows or fewer pairs a prompt"
+        )
+    step.token_budget = max(largest, taken // 2)
+    step.free()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("out of memory on %d tokens at once; the token budget is now %d", taken, step.token_budget)
