@@ -129,6 +129,7 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
         ("score", _scores(figures)),
+        *_early_end(state["training"]),
         ("KL", f"{figures['kl']:.2f} nats to the initial policy; length × {figures['length_ratio']:.2f}"),
         *probe_rows(figures),
         ("gate", f"{decision}: {gate['reason']}"),
@@ -144,6 +145,10 @@ def _pairs(state: Mapping[str, Any], kept: str, of: str) -> str:
 
 def margin_rows(margin: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("margin", f"mean {margin['mean']:.2f}, median {margin['median']:.2f}")] if margin else []
+
+
+def _early_end(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [("training", f"ended at step {training['step']}: {training['stopped']}")] if "stopped" in training else []
 
 
 def _scores(figures: Mapping[str, Any]) -> str:

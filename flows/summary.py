@@ -33,7 +33,7 @@ def summarise(
         dropped=pairs.manifest["dropped"],
         margin=_margin(pairs),
         scores=_scores(made["judgments"]),
-        training=made["train"].info["metrics"] if "train" in made else {},
+        training=_training(made["train"]) if "train" in made else {},
         evaluation=figures(made["evaluation"]),
         gate=gate,
         seconds=stage_seconds(made),
@@ -58,6 +58,11 @@ def stage_seconds(made: Mapping[str, Artifact]) -> dict[str, float]:
     engine = {stage: artifact.info.get("engine_seconds", 0.0) for stage, artifact in made.items()}
     seconds = {STAGES.get(stage, stage): artifact.seconds - engine[stage] for stage, artifact in made.items()}
     return {name: round(value, 2) for name, value in {**seconds, "engine": sum(engine.values())}.items()}
+
+
+def _training(train: Artifact) -> dict[str, Any]:
+    stopped = train.info["stopped"]
+    return {**train.info["metrics"], **({} if stopped is None else {"stopped": stopped})}
 
 
 def _margin(pairs: Artifact) -> dict[str, float]:

@@ -46,13 +46,23 @@ TRAINING: Mapping[str, Figure] = {
     "rewards/rejected": Figure("Reward, rejected", "nats", "implicit reward of the rejected completions"),
     "logps/chosen": Figure("Log-probability, chosen", "nats", "of a whole completion under the policy"),
     "logps/rejected": Figure("Log-probability, rejected", "nats", "of a whole completion under the policy"),
+    "reference_logps/chosen": Figure("Reference, chosen", "nats", "their log-probability under the reference"),
+    "reference_logps/rejected": Figure("Reference, rejected", "nats", "their log-probability under the reference"),
     "lengths/chosen": Figure("Length, chosen", "tokens", "mean tokens of the chosen completions"),
     "lengths/rejected": Figure("Length, rejected", "tokens", "mean tokens of the rejected completions"),
     "nll": Figure("NLL", "nats", "negative log-likelihood of the chosen completions, a token"),
     "kl": Figure("KL to reference", "nats", "estimated on the training pairs"),
     "grad_norm": Figure("Gradient norm", "plain", "before clipping"),
     "learning_rate": Figure("Learning rate", "plain", "at the last step"),
+    "kl_initial": Figure("KL to initial", "nats", "estimated on the training pairs"),
+    "truncated": Figure("Truncated", "share", "the last batch's completions that stopped at the token limit"),
+    "tokens": Figure("Tokens", "count", "in the last batch, as packed: each prompt and completion once"),
+    "tokens_per_second": Figure("Tokens a second", "count", "training speed"),
     "pairs_per_second": Figure("Pairs a second", "plain", "training speed"),
+    "mfu": Figure("MFU", "share", "arithmetic that the training needs, of what the GPU could do in that time"),
+    "memory/gpu_gib": Figure("GPU memory, GiB", "plain", "what tensors took at most"),
+    "memory/process_gib": Figure("Memory, GiB", "plain", "largest resident set of the process, whatever it was doing"),
+    "stopped": Figure("Ended early", "plain", "what the guard said that ended the training before its last step"),
 }  # fmt: skip
 
 DATA: Mapping[str, Figure] = {
@@ -88,6 +98,22 @@ STAGES: Mapping[str, str] = {
     "policy": "the initial policy: made or fetched",
     "prompts": "read and rendered",
 }
+
+
+def training_figure(name: str) -> Figure:
+    """What a trainer's metric is; one term of the loss and what is measured on held-out examples have names made up
+    of others, and so has what is known of completions labelled one by one."""
+    if name in TRAINING:
+        return TRAINING[name]
+    kind, _, rest = name.partition("/")
+    if kind == "eval":
+        figure = training_figure(rest)
+        return Figure(f"Held out: {figure.label[:1].lower()}{figure.label[1:]}", figure.unit, figure.meaning)
+    pair = f"{kind}/{'chosen' if rest == 'desirable' else 'rejected'}"
+    if rest in ("desirable", "undesirable") and pair in TRAINING:
+        figure = TRAINING[pair]
+        return Figure(f"{figure.label.partition(',')[0]}, {rest}", figure.unit, f"of the {rest} completions")
+    return Figure(f"Loss, {rest}" if kind == "loss" else name)
 
 
 def stage_names(seconds: Sequence[Mapping[str, float]]) -> list[str]:

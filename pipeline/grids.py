@@ -17,6 +17,7 @@ from pipeline.figures import (
     interval,
     probe,
     stage_names,
+    training_figure,
     write,
 )  # fmt: skip
 
@@ -58,7 +59,9 @@ def evaluation(stages: Sequence[Entry], config: Entry) -> Grid:
 
 def training(rounds: Sequence[Entry]) -> Grid:
     """The last optimiser step of each round."""
-    return Grid(_names(rounds), list(_rows(TRAINING, [entry.get("training") or {} for entry in rounds])))
+    entries = [entry.get("training") or {} for entry in rounds]
+    made_up = {name: training_figure(name) for entry in entries for name in entry}
+    return Grid(_names(rounds), list(_rows({**TRAINING, **made_up}, entries)))
 
 
 def data(rounds: Sequence[Entry]) -> Grid:

@@ -133,8 +133,8 @@ class RoundState:
     """Mean, median and standard deviation of the kept pairs' margins, in the judge's units; empty without pairs."""
     scores: Mapping[str, float | None]
     """Mean and standard deviation of all the round's scores (None where all abstained), and the abstention share."""
-    training: Mapping[str, float]
-    """The last step's metrics and the number of steps; empty without pairs."""
+    training: Mapping[str, Any]
+    """The last step's metrics, and under ``stopped``, where a guard ended it early, why; empty without pairs."""
     evaluation: Mapping[str, Any]
     """Win rates with intervals, KL, lengths, scores, probes."""
     gate: GateDecision
