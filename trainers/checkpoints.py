@@ -24,6 +24,7 @@ from pipeline.store import sync
 from pipeline.types import Policy
 from trainers.encoding import Specials, special_ids
 from trainers.logprobs import plain_logprobs
+from trainers.parallel import ALONE, Share, parts_of_optimizer, whole
 
 disable_progress_bar()  # "Loading weights" once a policy, in the middle of our own bars
 
@@ -36,8 +37,8 @@ PROBE_TOKENS = 32
 
 
 def device() -> torch.device:
-    """Where models are trained: the first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where models are trained: this process' GPU where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class Stateful(Protocol):
@@ -47,10 +48,10 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The policy's model with its weights in ``dtype``, dropout off, on :func:`device`."""
+def load_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> PreTrainedModel:
+    """The policy's model with its weights in ``dtype``, dropout off, on ``place``, which is :func:`device` if None."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    return model.eval().to(device())
+    return model.eval().to(place or device())
 
 
 def saved_dtype(path: Path) -> torch.dtype:
@@ -143,14 +144,19 @@ def save_training_state(
     model: Stateful,
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Any],
+    share: Share = ALONE,
 ) -> None:
     """Keep all that the next step depends on; the newest state replaces the one before.
 
-    The learning rate and the order of the data are functions of the step, so they need no state of their own.
+    The learning rate and the order of the data are functions of the step, so they need no state of their own. The
+    first of several processes writes what a process alone would: any number of processes can go on from it.
     """
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "extra": dict(extra)}
+    state = whole(state, share)
+    if not share.writes:
+        return
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / "state.part"
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "extra": dict(extra)}
     torch.save(state, part)
     sync(part)
     part.rename(directory / "state.pt")
@@ -168,9 +174,10 @@ def load_training_state(
     if not file.exists():
         return None
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)  # a second copy would not fit the device
+        # A second copy would not fit the device, nor one for each process the memory.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise DataError(f"training state {file} cannot be read ({error}); delete it to train from the start") from None
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], optimizer))
     return state["step"], state["extra"]

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import TrainerConfig
@@ -26,6 +27,7 @@ from trainers.loop import STATE, Loop
 from trainers.metrics import METRICS
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy, prove
+from trainers.parallel import ALONE, ShardedWeights, Share, shard, whole
 from trainers.step import KnownReference, Step
 from trainers.weights import DTYPES, Weights
 
@@ -69,26 +71,75 @@ def objective_of(config: TrainerConfig) -> Objective:
 
 
 def train_policy(
-    policy: Policy, lesson: Lesson, config: TrainerConfig, directory: Path, progress: Progress = silent
+    policy: Policy,
+    lesson: Lesson,
+    config: TrainerConfig,
+    directory: Path,
+    progress: Progress = silent,
+    share: Share = ALONE,
 ) -> tuple[Policy, Trained]:
-    """Train ``policy``, and save the next one under ``directory/policy``, in float32.
+    """Train ``policy``, and save the next one under ``directory/policy``, in float32; adapters merged into it.
 
     Not in the precision of the first policy: in 16 bit a weight of 0.02 cannot move by less than 6e-5, and a round at
     the learning rates of large models moves it by 1e-5. Whoever serves the policy may round it; the next round may not.
 
     Called again after a kill, goes on from the last state; called again after the end, returns what is there.
-    ``directory`` must be this training's own. Raises what :func:`train` raises.
+    ``directory`` must be this training's own. Of several processes each calls it with its ``share``, and the first one
+    saves. Raises what :func:`train` and :func:`trainers.adapters.add_adapters` raise.
     """
+    saved = finished(directory)
+    if saved is not None:
+        return saved
+    tokenizer = load_tokenizer(policy.path)
+    model = _load(policy, lesson, config, share)
+    trained = train(model, lesson, config, directory, progress, tokenizer, share)
+    whole_model = _export(model, policy, config, directory, share)
+    del model
+    if whole_model is None:
+        return policy, trained
+    exported = save_policy(whole_model, tokenizer, directory / "policy")
+    shutil.rmtree(directory / STATE, ignore_errors=True)
+    return exported, trained
+
+
+def finished(directory: Path) -> tuple[Policy, Trained] | None:
+    """What a training in ``directory`` came to, if it is at its end."""
     if (directory / "policy").exists():  # it appears whole, and last
         shutil.rmtree(directory / STATE, ignore_errors=True)
         metrics = json.loads((directory / METRICS).read_text().splitlines()[-1])
         stopped = metrics.pop("stopped", None)
         return read_policy(directory / "policy"), Trained(metrics, stopped)
-    model, tokenizer = load_model(policy.path), load_tokenizer(policy.path)
-    trained = train(model, lesson, config, directory, progress, tokenizer)
-    saved = save_policy(model, tokenizer, directory / "policy")
-    shutil.rmtree(directory / STATE, ignore_errors=True)
-    return saved, trained
+    return None
+
+
+def _load(policy: Policy, lesson: Lesson, config: TrainerConfig, share: Share) -> PreTrainedModel:
+    """What is to be trained; where it will be sharded, on the CPU."""
+    place = None if share.size == 1 else torch.device("cpu")
+    if config.lora is None:
+        return load_model(policy.path, place=place)
+    from trainers.adapters import add_adapters, load_base  # peft takes a second to import
+
+    model = load_base(policy.path, config.lora, DTYPES[config.dtype], place)
+    add_adapters(model, config.lora, lesson.seed)
+    return model
+
+
+def _export(
+    model: PreTrainedModel, policy: Policy, config: TrainerConfig, directory: Path, share: Share
+) -> PreTrainedModel | None:
+    """The trained model, whole, unrounded and without adapters; None where another process saves it."""
+    if config.lora is None and share.size == 1:
+        return model
+    trained = whole({name: each for name, each in model.named_parameters() if each.requires_grad}, share)
+    if not share.writes:
+        return None
+    if config.lora is not None:
+        from trainers.adapters import merge
+
+        return merge(policy.path, config.lora, trained, directory)
+    fresh = load_model(policy.path, place=torch.device("cpu"))  # a sharded model does not run like another
+    fresh.load_state_dict(trained, strict=False)
+    return fresh
 
 
 def train(
@@ -98,8 +149,9 @@ def train(
     directory: Path,
     progress: Progress = silent,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    share: Share = ALONE,
 ) -> Trained:
-    """Train ``model`` in place, its weights in float32 at the end.
+    """Train ``model`` in place: those of its weights that want a gradient, which are in float32 at the end.
 
     ``directory`` gets ``metrics.jsonl``, a line a step, the same for TensorBoard, where there is a ``tokenizer`` the
     lesson's sample completions, and the state to go on from. On SIGTERM and Ctrl-C, where nobody else handles them,
@@ -119,18 +171,37 @@ def train(
         any(isinstance(example, Single) for example in lesson.examples),
     )
     prove(model, max(len(row) for example in lesson.examples for row in example.rows))
-    weights = Weights(model, config.dtype)
-    policy = PackedPolicy(model, weights, recompute=config.recompute, compile=config.compile)
-    live = None if lesson.live is None else PackedPolicy(load_model(lesson.live.path, DTYPES[config.dtype]))
+    if share.size == 1:
+        weights = Weights(model, config.dtype)
+        policy = PackedPolicy(model, weights, recompute=config.recompute, compile=config.compile)
+    else:
+        policy = PackedPolicy(model, recompute=config.recompute, compile=config.compile)
+        shard(policy, config.dtype)
+        policy.weights = weights = ShardedWeights(policy)
     step = Step(
-        policy, objective, lesson.reference, config.token_budget, live,
-        mismatched=lesson.mismatched, initial=lesson.initial_logps,
+        policy, objective, lesson.reference, config.token_budget, _live(policy, lesson, config, share),
+        mismatched=lesson.mismatched, initial=lesson.initial_logps, share=share,
     )  # fmt: skip
     loop = Loop(step, weights, lesson, config, directory, tokenizer)
     _run(loop, progress)
     weights.release()
     policy.unpack()
     return Trained(loop.last, loop.stopped)
+
+
+def _live(policy: PackedPolicy, lesson: Lesson, config: TrainerConfig, share: Share) -> PackedPolicy | None:
+    """The reference in memory; the policy's own base where it is that."""
+    if lesson.live is None:
+        return None
+    if config.lora is not None and lesson.starts_at_reference:
+        from trainers.adapters import BasePolicy
+
+        return BasePolicy(policy)
+    if share.size == 1:
+        return PackedPolicy(load_model(lesson.live.path, DTYPES[config.dtype]))
+    live = PackedPolicy(load_model(lesson.live.path, place=torch.device("cpu")).requires_grad_(False))
+    shard(live, config.dtype)
+    return live
 
 
 def _run(loop: Loop, progress: Progress) -> None:

@@ -46,11 +46,11 @@ class Loop:
     ) -> None:
         self.gradients, self.weights, self.lesson, self.config = step, weights, lesson, config
         self.directory, self.tokenizer = directory, tokenizer
-        self.batches = [
-            (epoch, batch)
-            for epoch in range(config.epochs)
-            for batch in batches_of_epoch(lesson.examples, epoch, lesson.seed, config.batch_size, config.batch_tokens)
-        ]
+        self.batches: list[tuple[float, list[int]]] = []
+        """Each step's examples, and how many epochs are over after it."""
+        for epoch in range(config.epochs):
+            found = batches_of_epoch(lesson.examples, epoch, lesson.seed, config.batch_size, config.batch_tokens)
+            self.batches += [(epoch + number / len(found), batch) for number, batch in enumerate(found, 1)]
         self.steps = len(self.batches)
         self.warmup = math.ceil(config.warmup_ratio * self.steps)
         self.optimizer = torch.optim.AdamW(
@@ -66,7 +66,7 @@ class Loop:
     def remaining(self) -> Generator[int, None, None]:
         """The steps still to do, after restoring what an interrupted session left; saves the state on the way."""
         first = self._restore()
-        if self.gradients.share.rank == 0:
+        if self.gradients.share.writes:
             self.recorder = Recorder(self.directory, first)
         try:
             for step in range(first, self.steps):
@@ -90,7 +90,7 @@ class Loop:
         figures = self._within_memory(self.gradients.backward, examples, lambda: self.save(step))
         if step == 0 and self.lesson.starts_at_reference:
             self._check_reference()
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights), self.config.max_grad_norm))
+        norm = self.weights.clip(self.config.max_grad_norm)
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss {figures['loss']} and gradient norm {norm} must be finite")
         rate = self.lesson.learning_rate * warmup_then(step, self.steps, self.warmup, self.config.schedule)
@@ -115,7 +115,7 @@ class Loop:
         extra = {
             "last": self.last, "objective": self.gradients.objective.state, "token_budget": self.gradients.token_budget,
         }  # fmt: skip
-        save_training_state(self.directory / STATE, step, self.weights, self.optimizer, extra)
+        save_training_state(self.directory / STATE, step, self.weights, self.optimizer, extra, self.gradients.share)
 
     @property
     def note(self) -> str:

@@ -78,7 +78,10 @@ class PackedPolicy(torch.nn.Module):
         peer = self._peer(pack, reference)
         hidden = self(pack)
         chunks = [tokens for tokens, _ in self.chunks(pack)]
-        known, gradient = self._head().backward(hidden.detach(), pack.targets, chunks, slopes, collision, peer)
+        head = self._head(gathers=True)
+        known, gradient = head.backward(hidden.detach(), pack.targets, chunks, slopes, collision, peer)
+        if self.weights is not None:
+            self.weights.hand_over()
         if hidden.requires_grad:
             hidden.backward(gradient)
         return known
@@ -105,11 +108,14 @@ class PackedPolicy(torch.nn.Module):
 
     @torch.no_grad()
     def _peer(self, pack: Pack, reference: "PackedPolicy | None") -> Peer | None:
-        return None if reference is None else (reference._head("reference"), reference(pack))
+        if reference is None:
+            return None
+        hidden = reference(pack)  # first: a sharded head is whole only after it
+        return reference._head("reference"), hidden
 
-    def _head(self, name: str = "policy") -> ChunkedHead:
+    def _head(self, name: str = "policy", gathers: bool = False) -> ChunkedHead:
         head = Head.of(self.model)
-        if self.weights is not None:
+        if gathers and self.weights is not None:
             linear = self.model.get_output_embeddings()
             bias = None if head.bias is None else self.weights.gradient(linear.bias)
             head = replace(head, weight_grad=self.weights.gradient(linear.weight), bias_grad=bias)

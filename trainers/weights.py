@@ -53,6 +53,13 @@ class Weights:
             master.grad = torch.zeros_like(master)
         return master.grad
 
+    def hand_over(self) -> None:
+        """Gradients added where :meth:`gradient` says are complete for this pack; autograd's come next."""
+
+    def clip(self, largest: float) -> float:
+        """Scale all gradients so that their norm is at most ``largest``; the norm before that."""
+        return float(torch.nn.utils.clip_grad_norm_(list(self), largest))
+
     def publish(self) -> None:
         """Bring the model up to the weights, after the optimiser moved them."""
         for name, parameter in self.named.items():
@@ -68,7 +75,7 @@ class Weights:
             self.gradient(embedding.weight)  # a sparse gradient can only be added to a dense one
 
     def release(self) -> None:
-        """Make the weights the model's own parameters again, in float32."""
+        """Make the weights the model's own parameters again, in float32. Frozen ones stay as rounded as they are."""
         for hook in self._hooks:
             hook.remove()
         for name, parameter in self.named.items():
