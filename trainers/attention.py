@@ -93,53 +93,55 @@ AttentionInterface.register(SHARED_PREFIX, torch.compiler.disable(shared_prefix_
 class DenseBlocks(torch.autograd.Function):
     """softmax(scale · QKᵀ) V block by block, probabilities kept for the backward pass.
 
-    The query heads of a key head are folded into its rows, so that grouped-query attention copies no key.
+    Queries are laid out as [key heads, T, heads a key head, dim]: the query heads of a key head are rows of one matrix,
+    so that grouped-query attention copies no key, and a block of queries is a slice, copied neither.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float, softcap: float | None
     ) -> Tensor:
-        q, k, v = _fold(query * scale, key.shape[1]), key[0], value[0]
+        k, v = key[0].contiguous(), value[0].contiguous()
+        heads = query[0].unflatten(0, (len(k), -1)).transpose(1, 2)
+        q = torch.mul(heads, scale, out=query.new_empty(heads.shape))
         out = torch.empty_like(q)
         probabilities, bends = [], []
         for block in blocks:
-            rows = q[:, :, block.queries]
-            scores = torch.bmm(rows.flatten(1, 2), _take(k, block.keys).transpose(1, 2)).unflatten(1, rows.shape[1:3])
+            scores = torch.bmm(_rows(q, block), _take(k, block.keys).transpose(1, 2))
             if softcap is not None:
                 bends.append(scores.div_(softcap).tanh_())
                 scores = scores * softcap
-            scores[..., -block.masked.shape[1] :].masked_fill_(block.masked, -torch.inf)
+            hidden = block.masked[:, None]
+            scores.unflatten(1, (len(hidden), -1))[..., -hidden.shape[-1] :].masked_fill_(hidden, -torch.inf)
             probabilities.append(torch.softmax(scores, -1))
-            seen = torch.bmm(probabilities[-1].flatten(1, 2), _take(v, block.keys))
-            out[:, :, block.queries] = seen.view_as(rows)
+            torch.bmm(probabilities[-1], _take(v, block.keys), out=_rows(out, block))
         ctx.save_for_backward(q, k, v, *probabilities, *bends)
         ctx.blocks, ctx.scale = blocks, scale
-        return out.flatten(0, 1).transpose(0, 1)[None]
+        return out.transpose(0, 1).flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, *saved = ctx.saved_tensors
-        d = _fold(grad.transpose(1, 2), k.shape[0])
+        d = grad[0].unflatten(1, (len(k), -1)).transpose(0, 1).contiguous()
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
         for number, block in enumerate(ctx.blocks):
-            p, dout = saved[number].flatten(1, 2), d[:, :, block.queries].flatten(1, 2)
+            p, dout = saved[number], _rows(d, block)
             dp = torch.bmm(dout, _take(v, block.keys).transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if len(saved) > len(ctx.blocks):
-                ds.mul_(1 - saved[len(ctx.blocks) + number].flatten(1, 2) ** 2)
-            dq[:, :, block.queries] = torch.bmm(ds, _take(k, block.keys)).view_as(q[:, :, block.queries])
-            _give(dk, block.keys, torch.bmm(ds.transpose(1, 2), q[:, :, block.queries].flatten(1, 2)))
+                ds.mul_(1 - saved[len(ctx.blocks) + number] ** 2)
+            torch.bmm(ds, _take(k, block.keys), out=_rows(dq, block))
+            _give(dk, block.keys, torch.bmm(ds.transpose(1, 2), _rows(q, block)))
             _give(dv, block.keys, torch.bmm(p.transpose(1, 2), dout))
-        dq = dq.flatten(0, 1).mul_(ctx.scale)[None]
+        dq = dq.mul_(ctx.scale).transpose(1, 2).flatten(0, 1)[None]
         return dq, dk.to(k.dtype)[None], dv.to(v.dtype)[None], None, None, None
 
 
-def _fold(heads: Tensor, key_heads: int) -> Tensor:
-    """[1, heads, T, dim] → [key heads, heads a key head, T, dim]"""
-    folded: Tensor = heads[0].unflatten(0, (key_heads, -1))
-    return folded
+def _rows(heads: Tensor, block: Block) -> Tensor:
+    """A block of [key heads, T, heads a key head, dim] as [key heads, rows, dim], without a copy."""
+    rows: Tensor = heads[:, block.queries].flatten(1, 2)
+    return rows
 
 
 def _take(states: Tensor, slices: tuple[slice, ...]) -> Tensor:

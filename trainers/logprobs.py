@@ -216,14 +216,17 @@ class ChunkedHead:
         """
         p, g = window.policy, slope.logps.float()[:, None]
         for part in split(slice(0, len(p)), self.piece):
-            at = targets[part, None]
-            bend = self._bend(p[part], at, window, part) if self.head.softcap is not None else None
+            own = (
+                torch.arange(part.start, part.stop, device=p.device),
+                targets[part],
+            )  # scatter_ copies the whole buffer
+            bend = self._bend(p[part], targets[part, None], window, part) if self.head.softcap is not None else None
             if slope.reference_kl is None or window.reference is None:
-                p[part].scatter_(1, at, window.known.logps[part].expm1()[:, None].to(p.dtype))
+                p[own] = window.known.logps[part].expm1().to(p.dtype)
             else:
                 k = slope.reference_kl[part].float()[:, None]
                 p[part].mul_((k - g[part]).to(p.dtype)).sub_(window.reference[part].mul_(k.to(p.dtype)))
-                p[part].scatter_add_(1, at, g[part].to(p.dtype))
+                p[own] += g[part, 0].to(p.dtype)
             if bend is not None:
                 p[part].mul_(bend)
         factor = self.head.scale * (-g if slope.reference_kl is None else torch.ones_like(g))
