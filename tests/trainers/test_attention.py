@@ -93,7 +93,7 @@ def test_dense_blocks_are_attention_under_the_visibility_rule(
         )
 
 
-@pytest.mark.parametrize(("window", "softcap"), product((None, 3), (None, 0.7)))
+@pytest.mark.parametrize(("window", "softcap"), list(product((None, 3), (None, 0.7))))
 def test_the_gradient_is_that_of_the_forward_pass(window: int | None, softcap: float | None) -> None:
     layout = layout_of([(3, [3, 1, 2]), (1, [2])])
     states = draw(int(layout.pack.input_ids.shape[1]), 4, 2, torch.float64)

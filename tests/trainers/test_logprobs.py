@@ -81,7 +81,7 @@ def close(got: Tensor, want: Tensor, relative: float = 1e-5) -> None:
 
 # ---------------------------------------------------------------------------------------------- values and gradients
 @pytest.mark.usefixtures("windows")
-@pytest.mark.parametrize(("kind", "with_reference"), product(HEADS, (False, True)))
+@pytest.mark.parametrize(("kind", "with_reference"), list(product(HEADS, (False, True))))
 def test_values_and_all_gradients_are_those_of_the_full_log_softmax(kind: str, with_reference: bool) -> None:
     head, hidden = make_head(kind), draw(N, HIDDEN, seed=3)
     targets = torch.randint(VOCABULARY, (N,), generator=torch.Generator().manual_seed(4))

@@ -1,6 +1,7 @@
 """Packs: every prompt once, every completion once, every target predicted where its own context ends."""
 
 from collections import Counter
+from itertools import pairwise
 
 import torch
 from hypothesis import example, given
@@ -110,11 +111,16 @@ def test_chunks_are_runs_of_whole_groups_that_cover_the_pack_within_the_limit(
         prompts = {row.prompt for row in mine}
         assert part.stop - part.start <= limit or len(prompts) == 1
         by_prompt.append(prompts)
+    for (part, _), (_, after) in pairwise(chunks):
+        prompt = packed.rows[after.start].prompt
+        following = sum(len(row.completion) for row in packed.rows if row.prompt == prompt)
+        assert part.stop - part.start + following > limit  # no chunk ends before it must
     assert sum(map(len, by_prompt)) == len(set().union(*by_prompt)) == len(groups)  # no group in two chunks
 
 
 # ---------------------------------------------------------------------------------------------- budget
 @given(sizes, st.integers(1, 200), st.integers(1, 4))
+@example([(6, [1])] * 3, 10, 1)  # 18 tokens would fit in two lists of 10, but no two groups do
 def test_a_split_keeps_every_group_and_the_budget(
     sizes: list[tuple[int, list[int]]], budget: int, multiple: int
 ) -> None:
