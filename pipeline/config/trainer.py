@@ -41,7 +41,8 @@ class TrainerConfig(Strict):
     """β of pairs by their source, a data set or a judge's axis; others take ``beta``."""
     reference: Literal["previous", "initial", "ema", "lora_base", "none"] = "previous"
     """Policy the log-ratios are taken against: the one that sampled, the very first, a moving average of all that were
-    promoted, the weights under the adapters, or none (log-ratios are log-probabilities)."""
+    promoted, the weights under the adapters, or none (log-ratios are log-probabilities). Adapters are merged at the end
+    of a round, so the weights under them are those that sampled: "lora_base" is "previous"."""
     ema_decay: Fraction = 0.5
     """Share of the moving average that stays when a policy is promoted."""
     learning_rate: float = Field(5e-7, gt=0)
@@ -66,6 +67,9 @@ class TrainerConfig(Strict):
     compile: bool = False
     """``torch.compile`` of the decoder layers: a minute at the start for 5 to 15 % of speed."""
     lora: LoraConfig | None = None
+    processes: int = Field(1, ge=1)
+    """Processes that share each step and keep a shard of the weights (FSDP2), each with a GPU of its own where there
+    are any."""
     guards: GuardsConfig = GuardsConfig()
     checkpoint_steps: int = Field(50, ge=1)
     """Optimiser steps between full-state checkpoints."""
@@ -83,4 +87,10 @@ class TrainerConfig(Strict):
     def _base_of_adapters(self) -> "TrainerConfig":
         if self.reference == "lora_base" and self.lora is None:
             raise ValueError("reference 'lora_base' needs adapters: give lora, e.g. {rank = 64}")
+        return self
+
+    @model_validator(mode="after")
+    def _shardable(self) -> "TrainerConfig":
+        if self.processes > 1 and self.lora is not None and self.lora.quantise is not None:
+            raise ValueError(f"processes = {self.processes} cannot share quantised weights: leave lora.quantise out")
         return self
