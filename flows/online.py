@@ -145,7 +145,9 @@ def learn(session: Session, standing: Standing, pairs: Artifact, number: int) ->
     reference = None if against is None else compare("reference", against)
     same = reference is not None and reference.policy.digest == standing.initial.digest
     initial = reference if same else compare("initial_reference", standing.initial)
-    made["train"] = _stage(session, "train", training.train, pairs, reference, initial, standing.policy, number)
+    made["train"] = _stage(
+        session, "train", training.train, pairs, reference, initial, standing.policy, standing.prompts, number
+    )
     return made
 
 

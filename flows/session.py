@@ -3,7 +3,7 @@
 import gc
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flows.console import Console
 from pipeline.config import RunConfig
@@ -16,6 +16,22 @@ from pipeline.types import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Workplace(Protocol):
+    """What a stage needs that does not sample."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def console(self) -> Console: ...
+
+    def warm_up(self) -> None:
+        """Sampling may come next."""
+
+    def free_device(self, stage: str) -> None:
+        """``stage`` wants the accelerator's memory."""
 
 
 class Session:

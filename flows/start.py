@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flows.session import Session
+from flows.session import Session, Workplace
 from pipeline.calls import source_digest
 from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, PromptsConfig, ScratchPolicy
 from pipeline.errors import DataError
@@ -30,8 +30,7 @@ def initial_policy(session: Session) -> tuple[Policy, Artifact]:
             spec = Spec("policy", 1, {**config.model_dump(mode="json"), **settings})
             artifact = session.store.make(spec, lambda draft: _from_scratch(session, config, draft))
         case PretrainedPolicy():
-            spec = Spec("policy", 1, *_identity(config))
-            artifact = session.store.make(spec, lambda draft: _from_checkpoint(session, config, draft))
+            artifact = pretrained_policy(session, config)
     return policy_of(artifact), artifact
 
 
@@ -49,25 +48,35 @@ def _from_scratch(session: Session, config: ScratchPolicy, draft: Draft) -> Arti
     return draft.finish({"policy": policy.digest})
 
 
-def _identity(config: PretrainedPolicy) -> tuple[dict[str, Any], dict[str, str]]:
-    """A local checkpoint is known by its files, wherever it lies; one on the Hub by its name and revision."""
+def pretrained_policy(place: Workplace, config: PretrainedPolicy) -> Artifact:
+    """A checkpoint, taken into the store. Raises DataError where it cannot be found or read."""
+    return place.store.make(pretrained_spec(config), lambda draft: _from_checkpoint(place, config, draft))
+
+
+def pretrained_spec(config: PretrainedPolicy) -> Spec:
+    """A local checkpoint is known by its files, wherever it lies; one on the Hub by its name and revision.
+
+    Raises:
+        DataError: the directory holds no weights.
+    """
     path = Path(config.path)
     if not path.is_dir():
-        return config.model_dump(mode="json"), {}
+        return Spec("policy", 1, config.model_dump(mode="json"))
     small = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix != ".safetensors"]
     others = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in small if file.name != PROBE}
-    return config.model_dump(mode="json", exclude={"path"}), {"weights": weights_digest(path), **others}
+    inputs = {"weights": weights_digest(path), **others}
+    return Spec("policy", 1, config.model_dump(mode="json", exclude={"path"}), inputs)
 
 
-def _from_checkpoint(session: Session, config: PretrainedPolicy, draft: Draft) -> Artifact:
+def _from_checkpoint(place: Workplace, config: PretrainedPolicy, draft: Draft) -> Artifact:
     """Take a checkpoint as it is and add its probe; or convert it where another precision is asked for."""
     import torch
 
     from trainers import checkpoints
 
-    session.warm_up()
-    with session.console.stage("base policy"):
-        source = Path(config.path) if Path(config.path).is_dir() else _download(config)
+    place.warm_up()
+    with place.console.stage("base policy"):
+        source = Path(config.path) if Path(config.path).is_dir() else download(config)
         directory = draft.path / "policy"
         model, tokenizer = checkpoints.load_model(source), checkpoints.load_tokenizer(source)
         if config.dtype == "auto":
@@ -94,15 +103,17 @@ def _take(source: Path, directory: Path, links: bool) -> None:
             sync(target)
 
 
-def _download(config: PretrainedPolicy) -> Path:
+def download(config: PretrainedPolicy, weights: bool = True) -> Path:
+    """The Hub model's folder in the local cache. Raises DataError where the Hub does not give it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=UNUSED))
+        unused = UNUSED if weights else [*UNUSED, "*.safetensors"]
+        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=unused))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
-            f"policy.path {config.path!r} is neither a directory nor a model the Hub gives us"
+            f"policy {config.path!r} is neither a directory nor a model the Hub gives us"
             f" ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
 

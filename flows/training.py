@@ -1,16 +1,19 @@
-"""The stages that learn: the reference's log-probabilities of the pairs, and the next policy.
+"""The stages that learn: a reference's log-probabilities of examples, and the next policy.
 
-Heavy imports are deferred to where they are used, as everywhere in ``flows``.
+``reference`` and ``train`` are a round's; ``score`` and ``learn``, which they stand on, take examples from anywhere
+(``flows.offline``). Heavy imports are deferred to where they are used, as everywhere in ``flows``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from flows.session import Session
+from flows.session import Session, Workplace
 from flows.stages import SHARD, shards
+from flows.start import read_held_out
+from pipeline.config import TrainerConfig
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.tables import read_pairs
 from pipeline.types import Policy
@@ -21,70 +24,68 @@ if TYPE_CHECKING:
 
 LOGPS = pa.schema([("logp", pa.float64()), ("token_logps", pa.list_(pa.float32()))])
 """One row a completion, in the order of ``trainers.reference.reference_rows``; nats. Tokens only where asked for."""
+NOT_LEARNT = frozenset({"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute"})
+"""Settings that leave a training's result as it is, or come into it otherwise."""
+
+
+SAMPLED = 4
+"""Prompts whose completions are shown while a training runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    training: "Sequence[Example]"
+    held_out: "Sequence[Example]" = ()
+    prompts: Sequence[tuple[int, ...]] = ()
+    """Held-out prompts to show completions of, as token ids."""
+
+    @property
+    def all(self) -> "list[Example]":
+        return [*self.training, *self.held_out]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Examples to learn from, read when they are needed, and what they are called in keys."""
+
+    rows: Mapping[str, str]
+    """Names the completions, by role: all that a reference sees."""
+    examples: Mapping[str, str]
+    """Names all that a training sees of them."""
+    read: Callable[[], Examples] = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A frozen policy, and its log-probabilities of a round's pairs."""
+    """A frozen policy, and its log-probabilities of the material."""
 
     policy: Policy
     logps: Artifact
 
 
+# ---------------------------------------------------------------------------------------------- of a round
 def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
     """log π_ref of every completion of the pairs, once, for all epochs, sweeps and resumes."""
-    from trainers.reference import Reference, mismatches, reference_rows
-
     trainer = session.config.trainer
-    tokens, mismatched = (need in _needs(session) for need in ("reference_tokens", "mismatched"))
-    config = {
-        "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
-    }  # fmt: skip
-    spec = Spec("reference", 2, config, {"pairs": pairs.key, "policy": policy.digest})
-
-    def build(draft: Draft) -> Artifact:
-        session.free_device("reference")
-        examples = read_examples(pairs, policy)
-        rows = reference_rows(examples, mismatches(examples) if mismatched else {})
-        with session.console.stage("reference", len(rows)) as progress:
-            model = Reference(policy, trainer.dtype, trainer.token_budget)
-            for number, shard in enumerate(shards(rows)):
-                if not draft.has_shard(number):
-                    logps = [
-                        {"logp": sum(each), "token_logps": each if tokens else None}
-                        for each in model.token_logps(shard)
-                    ]
-                    draft.commit_shard(number, pa.Table.from_pylist(logps, LOGPS))
-                progress(min((number + 1) * SHARD, len(rows)), len(rows), "")
-        return draft.finish(rows_in=len(rows))
-
-    return session.store.make(spec, build)
+    return session.store.make(*score(session, _of_round(pairs, policy), policy, trainer))
 
 
 def train(
-    session: Session, pairs: Artifact, reference: Compared | None, initial: Compared | None, policy: Policy, round: int
+    session: Session,
+    pairs: Artifact,
+    reference: Compared | None,
+    initial: Compared | None,
+    policy: Policy,
+    prompts: Artifact,
+    round: int,
 ) -> Artifact:
     """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it. ``initial`` is for a figure alone."""
-    from trainers.dpo import train_policy
-
+    material = _of_round(pairs, policy, prompts)
     trainer = session.config.trainer
     rate = trainer.learning_rate * trainer.learning_rate_decay**round
+    trainer = trainer.model_copy(update={"learning_rate": rate})
     seed = session.config.seed * 1_000 + round
-    elsewhere = {"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute"}
-    config = trainer.model_dump(mode="json", exclude=elsewhere) | {"learning_rate": rate, "seed": seed}
-    inputs = {"pairs": pairs.key, "policy": policy.digest}
-    compared = (("reference", reference), ("initial", initial))
-    inputs |= {name: each.logps.key for name, each in compared if each is not None}
-    spec = Spec("train", 3, config, inputs)
-
-    def build(draft: Draft) -> Artifact:
-        session.free_device("train")
-        with session.console.stage("train") as progress:
-            lesson = _lesson(session, pairs, reference, initial, policy, rate, seed)
-            trained, metrics = train_policy(policy, lesson, trainer, draft.path, draft.timed(progress))
-        return draft.finish({"policy": trained.digest, "metrics": metrics})
-
-    return session.store.make(spec, build)
+    return session.store.make(*learn(session, material, policy, trainer, seed, reference=reference, initial=initial))
 
 
 def average(session: Session, old: Policy, new: Policy) -> Artifact:
@@ -101,44 +102,121 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
     return session.store.make(spec, build)
 
 
-def read_examples(pairs: Artifact, policy: Policy) -> "Sequence[Example]":
-    from trainers.checkpoints import load_specials
-    from trainers.encoding import encode_pairs
+def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None) -> Material:
+    held_out = [] if prompts is None else read_held_out(prompts)[:SAMPLED]
 
-    return encode_pairs(read_pairs(pairs.table()), load_specials(policy.path))
+    def read() -> Examples:
+        from trainers.checkpoints import load_specials
+        from trainers.encoding import encode_pairs
+
+        examples = encode_pairs(read_pairs(pairs.table()), load_specials(policy.path))
+        return Examples(examples, prompts=[prompt.token_ids for prompt in held_out])
+
+    return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read)
 
 
-def _needs(session: Session) -> frozenset[str]:
+# ---------------------------------------------------------------------------------------------- of any material
+Making = tuple[Spec, Callable[[Draft], Artifact]]
+"""What :meth:`pipeline.store.Store.make` takes: an artifact's spec, and how to make it."""
+
+
+def needs(trainer: TrainerConfig) -> frozenset[str]:
+    """What the losses ask for beyond the policy's log-probabilities: see :data:`trainers.terms.Need`."""
     from trainers.dpo import objective_of
 
-    return objective_of(session.config.trainer).needs
+    return objective_of(trainer).needs
+
+
+def score(place: Workplace, material: Material, policy: Policy, trainer: TrainerConfig) -> Making:
+    """log π of every completion of the material, shard by shard."""
+    from trainers.reference import Reference
+
+    tokens, mismatched = (need in needs(trainer) for need in ("reference_tokens", "mismatched"))
+    config = {
+        "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
+    }  # fmt: skip
+    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest})
+
+    def build(draft: Draft) -> Artifact:
+        place.free_device("reference")
+        rows, _ = rows_of(material.read(), trainer)
+        with place.console.stage("reference", len(rows)) as progress:
+            model = Reference(policy, trainer.dtype, trainer.token_budget)
+            for number, shard in enumerate(shards(rows)):
+                if not draft.has_shard(number):
+                    logps = [
+                        {"logp": sum(each), "token_logps": each if tokens else None}
+                        for each in model.token_logps(shard)
+                    ]
+                    draft.commit_shard(number, pa.Table.from_pylist(logps, LOGPS))
+                progress(min((number + 1) * SHARD, len(rows)), len(rows), "")
+        return draft.finish(rows_in=len(rows))
+
+    return spec, build
+
+
+def learn(
+    place: Workplace,
+    material: Material,
+    policy: Policy,
+    trainer: TrainerConfig,
+    seed: int,
+    *,
+    reference: Compared | None,
+    initial: Compared | None = None,
+) -> Making:
+    """The policy that ``policy`` becomes; its spec knows the references by their log-probabilities."""
+    from trainers.dpo import train_policy
+
+    config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
+    compared = {"reference": reference, "initial": initial}
+    keys = {name: each.logps.key for name, each in compared.items() if each is not None}
+    spec = Spec("train", 3, config, {**material.examples, "policy": policy.digest, **keys})
+
+    def build(draft: Draft) -> Artifact:
+        place.free_device("train")
+        with place.console.stage("train") as progress:
+            lesson = _lesson(material.read(), policy, trainer, seed, reference, initial)
+            trained, outcome = train_policy(policy, lesson, trainer, draft.path, draft.timed(progress))
+        return draft.finish({"policy": trained.digest, "metrics": outcome.metrics, "stopped": outcome.stopped})
+
+    return spec, build
+
+
+def rows_of(examples: Examples, trainer: TrainerConfig) -> "tuple[list[Row], dict[Row, Row]]":
+    """The rows that a reference of a training scores, in its order, and each row's mismatched one, where needed."""
+    from trainers.reference import mismatches, reference_rows
+
+    mismatched = mismatches(examples.all) if "mismatched" in needs(trainer) else {}
+    return reference_rows(examples.all, mismatched), mismatched
 
 
 def _lesson(
-    session: Session,
-    pairs: Artifact,
+    examples: Examples,
+    policy: Policy,
+    trainer: TrainerConfig,
+    seed: int,
     reference: Compared | None,
     initial: Compared | None,
-    policy: Policy,
-    rate: float,
-    seed: int,
 ) -> "Lesson":
+    from trainers.checkpoints import load_specials
     from trainers.dpo import Lesson
-    from trainers.reference import mismatches, reference_rows
     from trainers.step import KnownReference
 
-    examples = read_examples(pairs, policy)
-    mismatched = mismatches(examples) if "mismatched" in _needs(session) else {}
-    rows = reference_rows(examples, mismatched)
+    _, ends = load_specials(policy.path)
+    rows, mismatched = rows_of(examples, trainer)
     return Lesson(
-        examples,
+        examples.training,
         KnownReference() if reference is None else KnownReference(*_read_logps(reference.logps, rows)),
-        rate,
+        trainer.learning_rate,
         seed,
         starts_at_reference=reference is not None and reference.policy.digest == policy.digest,
         mismatched=mismatched,
         initial_logps={} if initial is None else _read_logps(initial.logps, rows)[0],
-        live=reference.policy if reference is not None and "reference_kl" in _needs(session) else None,
+        live=reference.policy if reference is not None and "reference_kl" in needs(trainer) else None,
+        held_out=examples.held_out,
+        sample_prompts=examples.prompts,
+        truncated={row for row in rows if row.completion[-1] not in ends} if ends else None,
     )
 
 

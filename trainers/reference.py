@@ -35,9 +35,12 @@ class Reference:
 
 
 def reference_rows(examples: Sequence[Example], mismatched: Mapping[Row, Row]) -> list[Row]:
-    """The rows whose log-probabilities a training on ``examples`` asks a reference for, each once."""
-    rows = dict.fromkeys(row for example in examples for row in example.rows)
-    return list(rows | dict.fromkeys(mismatched.values()))
+    """The rows whose log-probabilities a training on ``examples`` asks a reference for, each once, prompt by prompt.
+
+    Sorted, so that the order of a data set, and which of it is held out, leave them as they are.
+    """
+    rows = {row for example in examples for row in example.rows} | set(mismatched.values())
+    return sorted(rows, key=lambda row: (row.prompt, row.completion))
 
 
 def mismatches(examples: Sequence[Example]) -> dict[Row, Row]:
