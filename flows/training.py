@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 LOGPS = pa.schema([("logp", pa.float64()), ("token_logps", pa.list_(pa.float32()))])
 """One row a completion, in the order of ``trainers.reference.reference_rows``; nats. Tokens only where asked for."""
-NOT_LEARNT = frozenset({"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute"})
+NOT_LEARNT = frozenset(
+    {"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute", "processes"}
+)
 """Settings that leave a training's result as it is, or come into it otherwise."""
 
 
@@ -134,6 +136,7 @@ def score(place: Workplace, material: Material, policy: Policy, trainer: Trainer
     tokens, mismatched = (need in needs(trainer) for need in ("reference_tokens", "mismatched"))
     config = {
         "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
+        "quantise": None if trainer.lora is None else trainer.lora.quantise,
     }  # fmt: skip
     spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest})
 
@@ -141,7 +144,7 @@ def score(place: Workplace, material: Material, policy: Policy, trainer: Trainer
         place.free_device("reference")
         rows, _ = rows_of(material.read(), trainer)
         with place.console.stage("reference", len(rows)) as progress:
-            model = Reference(policy, trainer.dtype, trainer.token_budget)
+            model = Reference(policy, trainer.dtype, trainer.token_budget, trainer.lora)
             for number, shard in enumerate(shards(rows)):
                 if not draft.has_shard(number):
                     logps = [
@@ -166,7 +169,7 @@ def learn(
     initial: Compared | None = None,
 ) -> Making:
     """The policy that ``policy`` becomes; its spec knows the references by their log-probabilities."""
-    from trainers.dpo import train_policy
+    from trainers.launch import train_in_processes
 
     config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
     compared = {"reference": reference, "initial": initial}
@@ -177,7 +180,7 @@ def learn(
         place.free_device("train")
         with place.console.stage("train") as progress:
             lesson = _lesson(material.read(), policy, trainer, seed, reference, initial)
-            trained, outcome = train_policy(policy, lesson, trainer, draft.path, draft.timed(progress))
+            trained, outcome = train_in_processes(policy, lesson, trainer, draft.path, draft.timed(progress))
         return draft.finish({"policy": trained.digest, "metrics": outcome.metrics, "stopped": outcome.stopped})
 
     return spec, build

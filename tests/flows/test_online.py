@@ -56,7 +56,7 @@ def test_the_policy_learns_what_the_judge_likes(status: dict[str, Any]) -> None:
 
 def test_every_key_resolves_and_links_name_the_artifacts(status: dict[str, Any]) -> None:
     store = store_of(status)
-    stages = {"policy": "policy", "answers": "candidates"}
+    stages = {"policy": "policy", "answers": "candidates", "initial_reference": "reference"}
     for entry in [status["initial"], *status["rounds"]]:
         for role, key in entry["artifacts"].items():
             artifact = store.get(stages.get(role, role), key)
