@@ -23,14 +23,12 @@ from pipeline.types import PreferencePair
 from trainers.encoded import Encoded, Tally
 from trainers.encoding import Encoder, pair_rows
 from trainers.examples import Example
-from trainers.records import PAIR, UNPAIRED, Unusable
+from trainers.records import HUB_NAME, PAIR, SUFFIXES, UNPAIRED, Unusable
 
 FORMATS = (
     "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
     " or all of Ratchet's own pairs"
 )
-SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
-HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
 def load_examples(

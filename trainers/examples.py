@@ -1,5 +1,9 @@
 """What a trainer trains on: token ids, compared in pairs or labelled one by one."""
 
+import hashlib
+import json
+from array import array
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 
@@ -49,3 +53,24 @@ class Single:
 
 
 Example = Pair | Single
+
+
+def digest_rows(rows: Iterable[Row]) -> str:
+    """SHA-256 over the token ids of ``rows`` in their order, as 64 hexadecimal digits."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(array("q", (len(row.prompt), *row.prompt, len(row.completion), *row.completion)).tobytes())
+    return total.hexdigest()
+
+
+def digest_examples(examples: Iterable[Example], sources: Container[str] = ()) -> str:
+    """SHA-256 over all that a training sees of ``examples``: ids, labels, margins, which belong together.
+
+    Their sources count where they are among ``sources``, those with a β of their own: what a file is called does not.
+    """
+    total = hashlib.sha256()
+    for example in examples:
+        source = example.source if example.source in sources else ""
+        label = [example.margin, example.preference] if isinstance(example, Pair) else example.desirable
+        total.update(json.dumps([digest_rows(example.rows), label, source, example.prompt_id]).encode())
+    return total.hexdigest()

@@ -30,6 +30,7 @@ A preference below one half swaps chosen and rejected. All other columns are ign
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,10 @@ from typing import Any
 Message = Mapping[str, Any]
 """A turn of a conversation: role, content, and whatever else the chat template reads."""
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
+"""How files of rows end."""
+HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+"""How data sets of rows on the Hub are called here."""
 PAIR = frozenset({"chosen", "rejected"})
 UNPAIRED = frozenset({"prompt", "completion", "label"})
 ASSISTANT = "\n\nAssistant:"
