@@ -28,6 +28,7 @@ from trainers.metrics import METRICS
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy, prove
 from trainers.parallel import ALONE, ShardedWeights, Share, shard, whole
+from trainers.reference import Reference
 from trainers.step import KnownReference, Step
 from trainers.weights import DTYPES, Weights
 
@@ -198,7 +199,7 @@ def _live(policy: PackedPolicy, lesson: Lesson, config: TrainerConfig, share: Sh
 
         return BasePolicy(policy)
     if share.size == 1:
-        return PackedPolicy(load_model(lesson.live.path, DTYPES[config.dtype]))
+        return Reference(lesson.live, config.dtype, config.token_budget, config.lora).policy
     live = PackedPolicy(load_model(lesson.live.path, place=torch.device("cpu")).requires_grad_(False))
     shard(live, config.dtype)
     return live

@@ -90,10 +90,11 @@ class PackedPolicy(torch.nn.Module):
     def plain(self) -> Iterator[PreTrainedModel]:
         """The model as it was, for anything but packs: nothing is compiled for it, nor recomputed."""
         training = [module for module in self.model.modules() if module.training]
+        gathered = nullcontext() if self.weights is None else self.weights.gathered()
         self.model.eval().set_attn_implementation(self.plain_attention)
         try:
             # Asking for it imports the compiler, which takes seconds.
-            with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            with gathered, torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
                 yield self.model
         finally:
             self.model.set_attn_implementation(SHARED_PREFIX)

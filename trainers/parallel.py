@@ -6,7 +6,8 @@ Nobody but the first process writes a file.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,6 +76,7 @@ class ShardedWeights(Weights):
     """The trainable parameters of a policy that :func:`shard` was called on: this process' shards, in float32."""
 
     def __init__(self, policy: PackedPolicy) -> None:
+        assert isinstance(policy, FSDPModule)
         self.model, self._root = policy.model, policy
         self.named = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.masters = dict(self.named)
@@ -96,9 +98,17 @@ class ShardedWeights(Weights):
             parameter.grad = sink.to(parameter.dtype)
         self._sinks.clear()
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Embedding, norm and head stay whole; layers are gathered as they run. All processes do the same meanwhile."""
+        self._root.unshard()
+        try:
+            yield
+        finally:
+            self._root.reshard()
+
     def publish(self) -> None:
         """Forget gathered weights: the next pass gathers them anew."""
-        assert isinstance(self._root, FSDPModule)
         self._root.reshard()
 
     def clear(self) -> None:
@@ -110,7 +120,8 @@ class ShardedWeights(Weights):
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def release(self) -> None:
-        """Nothing: the model stays sharded. :func:`whole` gathers the weights."""
+        """Leave the model with its shards and nothing else; :func:`whole` gathers them."""
+        self._root.reshard()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Of whole weights."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.config.trainer import LoraConfig
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import load_model
@@ -12,10 +13,20 @@ from trainers.weights import DTYPES
 
 
 class Reference:
-    """One policy, loaded once. ``dtype`` and ``token_budget`` are those of :class:`pipeline.config.TrainerConfig`."""
+    """One policy, loaded once. ``dtype``, ``token_budget`` and ``lora`` are those of
+    :class:`pipeline.config.TrainerConfig`: what is quantised is compared with its like.
 
-    def __init__(self, policy: Policy, dtype: str, token_budget: int) -> None:
-        self.policy = PackedPolicy(load_model(policy.path, DTYPES[dtype]))
+    Raises:
+        ConfigError: ``lora`` asks for 4 bits, and they are impossible here.
+    """
+
+    def __init__(self, policy: Policy, dtype: str, token_budget: int, lora: LoraConfig | None = None) -> None:
+        if lora is not None and lora.quantise is not None:
+            from trainers.adapters import load_base  # peft takes a second to import
+
+            self.policy = PackedPolicy(load_base(policy.path, lora, DTYPES[dtype]))
+        else:
+            self.policy = PackedPolicy(load_model(policy.path, DTYPES[dtype]))
         self.token_budget = token_budget
 
     def token_logps(self, rows: Sequence[Row], progress: Progress = silent) -> list[list[float]]:

@@ -6,6 +6,7 @@ added up in float32. Nothing is cast in between as autocast does: activations ar
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class Weights:
     def clip(self, largest: float) -> float:
         """Scale all gradients so that their norm is at most ``largest``; the norm before that."""
         return float(torch.nn.utils.clip_grad_norm_(list(self), largest))
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While in use, the model runs by other ways than packs."""
+        return nullcontext()
 
     def publish(self) -> None:
         """Bring the model up to the weights, after the optimiser moved them."""
