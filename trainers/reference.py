@@ -33,7 +33,7 @@ class Reference:
         """log π(y_t | x, y_<t) of each row's completion, in nats. Equal rows and equal prompts run once."""
         found: dict[Row, list[float]] = {}
         groups = group_rows(rows)
-        for part in split_by_budget(groups, self.token_budget):
+        for part in split_by_budget(groups, self.token_budget) if groups else ():
             packed = pack(part, self.policy.model.device)
             logps = self.policy.statistics(packed).logps.split(packed.lengths)
             found |= {row: values.tolist() for row, values in zip(packed.rows, logps, strict=True)}

@@ -1,18 +1,26 @@
+"""A reference's log-probabilities, and of which rows they are asked for."""
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.types import Policy, PreferencePair
-from tests.tiny import EOS, make_policy, naive_logprobs
-from tests.trainers.examples import make_pair, make_pairs
-from trainers.encoding import Row
-from trainers.reference import Reference
+from pipeline.types import Policy
+from tests.tiny import make_policy, naive_logprobs, perturb
+from tests.trainers.trainings import make_examples
+from trainers.examples import Example, Pair, Row, Single
+from trainers.reference import Reference, mismatches, reference_rows
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)  # so few that many are equal
+rows = st.builds(Row, tokens, tokens)
 
 
-def naive(policy: Policy, pair: PreferencePair) -> tuple[float, float]:
-    prompt = list(pair.prompt.token_ids)
-    rows = naive_logprobs(policy, [[*prompt, *pair.chosen.token_ids], [*prompt, *pair.rejected.token_ids]])
-    chosen, rejected = (sum(row[len(prompt) - 1 :]) for row in rows)
-    return chosen, rejected
+@st.composite
+def example(draw: st.DrawFn) -> Example:
+    row = draw(rows)
+    return draw(st.sampled_from([Single(row, True), Pair(row, Row(row.prompt, draw(tokens)))]))
+
+
+examples = st.lists(example(), min_size=1, max_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -20,23 +28,70 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return make_policy(tmp_path_factory.mktemp("policy"))
 
 
+def naive(policy: Policy, rows: list[Row]) -> list[list[float]]:
+    found = naive_logprobs(policy, [[*row.prompt, *row.completion] for row in rows])
+    return [logps[len(row.prompt) - 1 :] for row, logps in zip(rows, found, strict=True)]
+
+
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
-def test_pairs_keep_their_order_and_chosen_comes_first(policy: Policy, budget: int) -> None:
-    pairs = make_pairs(15)
-    expected = [naive(policy, pair) for pair in pairs]
-    got = Reference(policy, "float32", budget).pair_logps(pairs)
-    assert [chosen for chosen, _ in got] == pytest.approx([chosen for chosen, _ in expected], rel=1e-5)
-    assert [rejected for _, rejected in got] == pytest.approx([rejected for _, rejected in expected], rel=1e-5)
+def test_tokens_and_sums_are_those_of_a_plain_forward_pass_in_the_rows_order(policy: Policy, budget: int) -> None:
+    rows = [row for example in make_examples(policy, 15) for row in example.rows]
+    rows = [*rows, rows[0]]  # asked for twice
+    reference, expected = Reference(policy, "float32", budget), naive(policy, rows)
+    seen: list[tuple[int, int]] = []
+    got = reference.token_logps(rows, lambda done, total, note: seen.append((done, total)))
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    assert reference.logps(rows) == pytest.approx(list(map(sum, expected)), rel=1e-5)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (len(set(rows)), len(rows))
 
 
-def test_single_rows_have_the_values_of_their_pairs(policy: Policy) -> None:
-    reference, pairs = Reference(policy, "float32", 10_000), make_pairs(4)
-    rows = [Row(pair.prompt.token_ids, pair.rejected.token_ids) for pair in pairs]
-    assert reference.logps(rows) == pytest.approx([rejected for _, rejected in reference.pair_logps(pairs)], rel=1e-5)
+def test_nothing_is_no_work(policy: Policy) -> None:
+    assert Reference(policy, "float32", 100).logps([]) == []
 
 
-def test_ids_that_end_in_the_middle_are_refused_and_nothing_is_no_work(policy: Policy) -> None:
-    reference = Reference(policy, "float32", 100)
-    with pytest.raises(DataError, match="nowhere but at its end"):
-        reference.pair_logps([make_pair((7, EOS, 7), (8,))])
-    assert reference.pair_logps([]) == []
+def test_several_references_live_side_by_side(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One that sampled, one that began: each keeps its weights, whoever is asked first."""
+    other = perturb(policy, tmp_path_factory.mktemp("other"), seed=1)
+    rows = [row for example in make_examples(policy, 4) for row in example.rows]
+    first, second = Reference(policy, "float32", 100), Reference(other, "float32", 100)
+    for reference, source in ((second, other), (first, policy), (second, other)):
+        assert reference.logps(rows) == pytest.approx([sum(each) for each in naive(source, rows)], rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- rows
+@given(examples, st.randoms())
+def test_rows_are_asked_for_once_in_an_order_that_the_data_sets_own_does_not_change(
+    examples: list[Example], random: st.DataObject
+) -> None:
+    mismatched = mismatches(examples)
+    rows = reference_rows(examples, mismatched)
+    wanted = {row for example in examples for row in example.rows}
+    assert len(set(rows)) == len(rows)
+    assert set(rows) == wanted | set(mismatched.values())
+    assert set(reference_rows(examples, {})) == wanted
+    shuffled = list(examples)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert reference_rows(shuffled, mismatched) == rows
+
+
+@given(examples)
+def test_every_row_has_a_mismatched_one_of_its_own_prompt_and_anothers_completion(examples: list[Example]) -> None:
+    rows = {row for example in examples for row in example.rows}
+    mismatched = mismatches(examples)
+    assert mismatched.keys() == rows
+    assert mismatches(examples) == mismatched
+    for row, other in mismatched.items():
+        assert other.prompt == row.prompt
+        donors = {donor.prompt for donor in rows if donor.completion == other.completion}
+        if len({row.prompt for row in rows}) > 1:
+            assert donors - {row.prompt}
+        else:
+            assert donors == {row.prompt}  # where there is one prompt there is nobody else to borrow from
+
+
+def test_mismatched_completions_are_spread_over_the_data() -> None:
+    """Each is the next prompt's, so that no completion stands for all."""
+    examples = [Single(Row((number,), (10 + number,)), True) for number in range(6)]
+    assert [mismatches(examples)[single.row].completion[0] for single in examples] == [11, 12, 13, 14, 15, 10]
