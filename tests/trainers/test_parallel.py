@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,13 @@ CASES: Mapping[str, dict[str, Any]] = {
     "layers run again": {"recompute": True, "tied": True},
     "bfloat16": {"dtype": "bfloat16", "tied": True},
 }
+COMPILED = {"compile": True, "epochs": 1, "pairs": 12}
 WATCHED = ("tied", "adapters")
 """Those with sample completions."""
 
 
 def training(name: str, folder: Path) -> tuple[Policy, Lesson, TrainerConfig]:
-    changes = dict(CASES[name])
+    changes = dict(COMPILED if name == "compiled" else CASES[name])
     policy = make_policy(folder / "policy", tied=changes.pop("tied", False))
     pairs = make_examples(policy, changes.pop("pairs", 10) + 4)
     settings = config(**{"eval_steps": 2, "checkpoint_steps": 2, **changes})
@@ -62,15 +63,18 @@ def training(name: str, folder: Path) -> tuple[Policy, Lesson, TrainerConfig]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of each case ``one`` and ``two``, the directories of its trainings in one and in two processes."""
-    root = tmp_path_factory.mktemp("parallel")
+    return train_in(tmp_path_factory.mktemp("parallel"), CASES, 2)
+
+
+def train_in(root: Path, cases: Collection[str], processes: int) -> Path:
+    """Of each case ``one`` and ``two``, the directories of its trainings in one and in several processes."""
     jobs = []
-    for name in CASES:
+    for name in cases:
         policy, lesson, settings = training(name, root / name)
         jobs.append(root / name / "job")
         jobs[-1].write_bytes(pickle.dumps((policy, lesson, settings, root / name / "two")))
         train_policy(policy, lesson, settings, root / name / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "-m", "tests.trainers.several", *jobs], env=environment, check=True, cwd=root)
     return root
@@ -78,6 +82,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "bfloat16"])
 def test_two_processes_take_the_steps_of_one_to_the_same_weights(folder: Path, name: str) -> None:
+    assert_same(folder, name)
+
+
+@pytest.mark.soak
+def test_three_processes_and_compiled_layers_do_so_too(tmp_path: Path) -> None:
+    cases = ("tied", "adapters", "coupled loss", "an empty share", "live base", "compiled")
+    folder = train_in(tmp_path, cases, 3)
+    for name in cases:
+        assert_same(folder, name)
+
+
+def assert_same(folder: Path, name: str) -> None:
     one, two = (all_lines(folder / name / size) for size in ("one", "two"))
     assert len(one) > 2
     for line, other in zip(one, two, strict=True):
