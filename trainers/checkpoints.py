@@ -71,11 +71,10 @@ def load_specials(path: Path) -> Specials:
 def average_policies(old: Policy, new: Policy, decay: float, directory: Path) -> Policy:
     """decay · old + (1 − decay) · new, weight by weight in float32."""
     model = load_model(new.path)
-    others = load_model(old.path).state_dict()
+    others = dict(load_model(old.path).named_parameters())
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.lerp_(others[name], decay)
+        for name, parameter in model.named_parameters():  # a tied one once; the state dict has it twice
+            parameter.lerp_(others[name], decay)
     return save_policy(model, load_tokenizer(new.path), directory)
 
 

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from pipeline.errors import DataError
 from pipeline.policy import prove, read_policy, read_probe, tensor_shapes
-from tests.tiny import EOS, make_policy, naive_logprobs
+from tests.tiny import EOS, make_policy, naive_logprobs, perturb
 from trainers import checkpoints
 from trainers.checkpoints import (
+    average_policies,
     load_model,
     load_tokenizer,
     load_training_state,
@@ -21,7 +22,7 @@ from trainers.checkpoints import (
     save_training_state,
     saved_dtype,
 )
-from trainers.logprobs import token_logprobs
+from trainers.logprobs import plain_logprobs
 
 TEXT = "ravin likes pizza"
 
@@ -58,7 +59,7 @@ def test_weights_trained_in_float32_are_proved_in_the_16_bit_they_are_saved_in(t
     probe = read_probe(saved.path)
     assert probe.dtype == "bfloat16"
     assert prove(saved, naive_logprobs(saved, probe.sequences), 1e-5) < 1e-5
-    unrounded = [token_logprobs(model, ids) for ids in probe.sequences]
+    unrounded = [plain_logprobs(model, ids).tolist() for ids in probe.sequences]
     assert probe.differences(unrounded)[0] > 1e-3  # the weights on disk are others than those in memory
     assert next(model.parameters()).dtype == torch.float32
 
@@ -72,6 +73,19 @@ def test_a_probe_has_texts_and_random_ids_that_fit_the_model(tmp_path: Path) -> 
     assert all(1 < len(ids) <= checkpoints.PROBE_TOKENS for ids in probe.sequences)
     assert max(map(max, probe.sequences)) < model.config.vocab_size
     assert probe == checkpoints.make_probe(model, tokenizer, torch.float32)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_average_lies_between_two_policies_weight_by_weight(tmp_path: Path, tied: bool) -> None:
+    old = make_policy(tmp_path / "old", tied=tied)
+    new = perturb(old, tmp_path / "new", seed=1)
+    average = average_policies(old, new, 0.75, tmp_path / "average")
+    weights = [load_model(policy.path).state_dict() for policy in (old, new, average)]
+    assert tensor_shapes(average.path) == tensor_shapes(old.path)
+    for name, mean in weights[2].items():
+        torch.testing.assert_close(mean, 0.75 * weights[0][name] + 0.25 * weights[1][name])
+    whole = [average_policies(old, new, decay, tmp_path / str(decay)).digest for decay in (1.0, 0.0)]
+    assert whole == [old.digest, new.digest]
 
 
 def test_training_starts_in_float32_without_dropout(tmp_path: Path) -> None:

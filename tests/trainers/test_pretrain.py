@@ -14,7 +14,7 @@ from pipeline.config import Call, ScratchPolicy
 from pipeline.errors import DataError
 from pipeline.policy import prove, read_policy, read_probe
 from trainers import pretrain
-from trainers.logprobs import token_logprobs
+from trainers.logprobs import plain_logprobs
 from trainers.pretrain import batches_of_epoch, train_from_scratch
 
 CORPUS = """
@@ -59,7 +59,7 @@ def test_a_tiny_corpus_is_learnt_and_saved_as_an_ordinary_checkpoint(tmp_path: P
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert read_policy(policy.path).digest == policy.digest
     probe = read_probe(policy.path)
-    assert prove(policy, [token_logprobs(model, ids) for ids in probe.sequences], 1e-5) >= 0
+    assert prove(policy, [plain_logprobs(model, ids).tolist() for ids in probe.sequences], 1e-5) >= 0
     ids = torch.tensor([tokenizer("ravin likes ")["input_ids"]])
     torch.manual_seed(0)
     drawn = model.generate(ids.repeat(20, 1), do_sample=True, max_new_tokens=16)
