@@ -3,7 +3,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +10,7 @@ from pipeline.errors import ConfigError, DataError
 from tests.tiny import BOS, EOS
 from tests.trainers.examples import make_pair
 from tests.trainers.tokenizers import ALPHABET, TEMPLATES, TOKENIZERS
-from trainers.encoding import Encoder, encode_pairs, pad, pair_rows, special_ids, split_by_budget
+from trainers.encoding import Encoder, encode_pairs, pair_rows, special_ids
 from trainers.examples import Pair, Row, Single
 from trainers.records import REASONS, Unusable, parse_record
 
@@ -22,7 +21,7 @@ ENDS = frozenset({EOS})
 def test_a_pair_becomes_its_own_sampled_ids() -> None:
     pair = make_pair((A, EOS), (B, B), (BOS, A))
     (encoded,) = encode_pairs([pair], (BOS, ENDS), "helpful")
-    assert encoded == Pair(Row((BOS, A), (A, EOS)), Row((BOS, A), (B, B)), pair.margin, 1.0, "helpful")
+    assert encoded == Pair(Row((BOS, A), (A, EOS)), Row((BOS, A), (B, B)), pair.margin, 1.0, "helpful", "p")
     assert encoded == pair_rows(pair, BOS, ENDS, "helpful")
     assert [len(row) for row in encoded.rows] == [4, 4]
 
@@ -375,42 +374,3 @@ def test_an_answer_that_the_template_leaves_out_is_not_trained_on() -> None:
 def test_conversations_need_a_chat_template() -> None:
     with pytest.raises(ConfigError, match="rows: row 1 is a conversation, but the tokenizer .* no chat template"):
         encoder(TOKENIZERS["adds none"]()).encode([{"prompt": [user("a")], "chosen": "b", "rejected": "c"}])
-
-
-# ---------------------------------------------------------------------------------------------- batches
-def test_padding_is_on_the_right_and_only_completions_count() -> None:
-    batch = pad([Row((1, 5), (6, 2)), Row((1,), (9, 9, 9, 2)), Row((1,), (2,))], pad_id=0)
-    assert batch.input_ids.tolist() == [[1, 5, 6, 2, 0], [1, 9, 9, 9, 2], [1, 2, 0, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    assert batch.completion_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1], [0, 1, 0, 0, 0]]
-    assert batch.completion_mask.dtype == torch.bool
-
-
-lengths = st.lists(st.integers(1, 60), max_size=40)
-budgets = st.integers(1, 200)
-
-
-@given(lengths, budgets)
-def test_every_item_is_in_one_group_and_no_group_is_over_the_budget_but_a_lone_item(
-    costs: list[int], budget: int
-) -> None:
-    groups = split_by_budget(costs, int, budget)
-    assert sorted(index for group in groups for index in group) == list(range(len(costs)))
-    for group in groups:
-        assert max(costs[index] for index in group) * len(group) <= budget or len(group) == 1
-
-
-@given(lengths, budgets, st.randoms(use_true_random=False))
-def test_groups_hold_the_same_lengths_whatever_the_order_of_the_items(
-    costs: list[int], budget: int, random: Any
-) -> None:
-    shuffled = random.sample(costs, len(costs))
-    contents = [[[given[index] for index in group] for group in split_by_budget(given, int, budget)]
-                for given in (costs, shuffled)]  # fmt: skip
-    assert contents[0] == contents[1]
-
-
-def test_groups_are_filled_up_to_the_budget_and_no_further() -> None:
-    assert split_by_budget([5, 10, 5, 10, 1], int, 20) == [[1, 3], [0, 2, 4]]
-    assert split_by_budget([3, 3, 3], int, 9) == [[0, 1, 2]]
-    assert split_by_budget([3, 3, 3], int, 8) == [[0, 1], [2]]
