@@ -218,3 +218,8 @@ def test_a_live_base_teaches_what_a_live_copy_of_it_does(policy: Policy, tmp_pat
     )
     assert ours.metrics["loss"] == pytest.approx(theirs.metrics["loss"], rel=1e-5)
     assert lines(tmp_path / "0")[0]["loss"] != pytest.approx(ours.metrics["loss"], rel=0.05)
+
+
+def test_shards_of_quantised_weights_are_refused_by_the_config() -> None:
+    with pytest.raises(ValueError, match="processes = 2 cannot share quantised weights"):
+        config(processes=2, lora={"quantise": "nf4"})
