@@ -50,7 +50,9 @@ class Stateful(Protocol):
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> PreTrainedModel:
     """The policy's model with its weights in ``dtype``, dropout off, on ``place``, which is :func:`device` if None."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    capped = getattr(AutoConfig.from_pretrained(path).get_text_config(), "attn_logit_softcapping", None)
+    attention = "eager" if capped else None  # the fused kernels that transformers would choose leave the cap out
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     return model.eval().to(place or device())
 
 

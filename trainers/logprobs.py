@@ -60,6 +60,10 @@ class Statistics:
     reference_kl: Tensor | None = None
     """KL(π_ref ‖ π) over the vocabulary at the token's position, where a reference's hidden states were given"""
 
+    def to(self, device: torch.device) -> "Statistics":
+        values = (self.logps, self.collision, self.reference_kl)
+        return Statistics(*(each if each is None else each.to(device) for each in values))  # type: ignore[arg-type]
+
     def split(self, lengths: Sequence[int]) -> list["Statistics"]:
         """Of runs of tokens."""
         runs = [

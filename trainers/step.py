@@ -229,7 +229,7 @@ class Step:
         found: dict[Row, Statistics] = {}
         for each in self.share.gather(mine):
             found |= each
-        return join([found[row] for row in rows])
+        return join([found[row] for row in rows]).to(self.policy.model.device)
 
     def _packs(self, rows: Iterable[Row]) -> Iterator[tuple[Pack, bool]]:
         """This process's packs. False beside one that only keeps step with the other processes."""
