@@ -1,17 +1,21 @@
 """The command ``ratchet``. Nothing heavy is imported until a command needs it, so help and errors come at once."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from flows import environment
 from pipeline.errors import RatchetError
-from pipeline.recipe import check_calls, load_recipe
+from pipeline.recipe import check_calls, load_recipe, load_trainer
 from pipeline.runs import Run
+
+if TYPE_CHECKING:
+    from flows.console import Console
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -26,6 +30,10 @@ app = typer.Typer(
 Workspace = Annotated[
     Path, typer.Option(envvar="RATCHET_WORKSPACE", help="Folder that holds all runs and everything they make.")
 ]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+]
+Quiet = Annotated[bool, typer.Option(help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Name = Annotated[str | None, typer.Argument(help="A run's name; the newest run where none is given.")]
 
@@ -41,10 +49,8 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `ratchet recipes`) or a path to a .toml file.")],
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: the recipe's.")] = None,
     workspace: Workspace = Path("workspace"),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
@@ -68,6 +74,73 @@ def run(
         _print_json(status)
     elif not quiet:
         _say_what_next(made, status)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ratchet train prefs.jsonl --policy my-org/my-model`\n\n"
+    "`ratchet train prefs.jsonl --policy ./checkpoint --held-out 0.05 --set beta=0.05 --set learning_rate=1e-6`\n\n"
+    "`ratchet train trl-lib/ultrafeedback_binarized --policy ./checkpoint --dry-run`\n\n"
+    "`ratchet train help=a.jsonl safe=b.parquet --policy ./checkpoint --set betas.safe=0.3`\n\n"
+    "`ratchet train thumbs.jsonl --policy ./checkpoint --set 'loss=[{type=\"kto\"}]'`\n\n"
+    "`ratchet train food:0 --policy food:0 --set lora.rank=16 --out ./next`: the first round's pairs of a run"
+)
+def train(
+    pairs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Data sets: files or folders in any of TRL's formats, Hub names, or a run's pairs (RUN, RUN:ROUND);"
+            " NAME= before one names it, for `betas`."
+        ),
+    ],
+    policy: Annotated[str, typer.Option(help="A checkpoint's directory, a Hub name, or a run or training by name.")],
+    config: Annotated[str | None, typer.Option(help="A .toml file with a trainer's settings.")] = None,
+    settings: Settings = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="To evaluate on: a share or a number of the prompts, or a data set.")
+    ] = None,
+    held_out_split: Annotated[str | None, typer.Option(help="Split of a held-out folder or Hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a folder or Hub data set. Default: train.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows read of each data set.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longer rows are dropped. Default: what the policy takes.")
+    ] = None,
+    max_prompt: Annotated[int | None, typer.Option(min=1, help="Longer prompts keep their end.")] = None,
+    max_completion: Annotated[int | None, typer.Option(min=1, help="Longer completions keep their start.")] = None,
+    reference_policy: Annotated[str | None, typer.Option(help="In place of the policy itself.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the data and of what is held out.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the training. Default: of the data, with a digest.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder to copy the policy to.")] = None,
+    workspace: Workspace = Path("workspace"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and make nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a policy on preferences there are already, without sampling or judging; or go on with it after a kill."""
+    from flows.request import Limits, ask
+
+    request = ask(
+        pairs, policy, load_trainer(config, settings or []), workspace,
+        reference_policy=reference_policy, held_out=held_out, held_out_split=held_out_split,
+        limits=Limits(split, limit, max_length, max_prompt, max_completion), seed=seed, name=name, out=out,
+    )  # fmt: skip
+    from flows import offline
+    from flows.console import Console
+    from flows.tables import outcome_table, plan_table
+
+    console = Console(quiet or as_json)
+    try:  # no handler of signals here: the trainer has its own, which saves the state
+        made = offline.plan(request, console) if dry_run else offline.train(request, console)
+    except KeyboardInterrupt:
+        environment.leave(130)
+    except SystemExit as left:
+        environment.leave(int(left.code or 1))
+    if as_json:
+        _print_json(made)
+        return
+    console.terminal.print(plan_table(made) if dry_run else outcome_table(made))
+    if not dry_run:
+        _say_what_next_to_train(console, made)
 
 
 @app.command(epilog="Examples:\n\n`ratchet status`\n\n`ratchet status food --json | jq .rounds[-1].evaluation`")
@@ -136,6 +209,23 @@ def _say_what_next(made: Run, status: dict[str, Any]) -> None:
     console.say(escape(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})"))
     console.say(escape(f"  report   {made.directory / 'report.html'}"))
     console.say(escape(f"  next     {command()} status {made.name}{at}"))
+
+
+def _say_what_next_to_train(console: "Console", made: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    console.say(f"[bold]{made['state']}[/]: {escape(made['reason'])}")
+    console.say(escape(f"  policy   {made['out'] or made['directory'] + '/policy'}"))
+    console.say(escape(f"  watch    tensorboard --logdir {made['tensorboard']}"))
+    console.say(escape(f"  next     {_with_another_beta(sys.argv[1:], made['config']['beta'] / 2)}"))
+
+
+def _with_another_beta(arguments: list[str], beta: float) -> str:
+    """The command that was given, for a training beside it: it shares the reference, and not the name or the folder."""
+    own = [i for i, each in enumerate(arguments) if each.partition("=")[0] in ("--name", "--out")]
+    own += [i + 1 for i in own if "=" not in arguments[i]]
+    kept = [each for i, each in enumerate(arguments) if i not in own]
+    return f"{command()} {shlex.join(kept)} --set beta={beta:g}"
 
 
 def command() -> str:

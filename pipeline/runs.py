@@ -101,10 +101,7 @@ class Run:
 
     def link(self, name: str, target: Path) -> None:
         """A readable name for an artifact."""
-        link = self.directory / "links" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(target, link.parent))
+        symlink(self.directory / "links" / name, target)
 
     def status(self) -> dict[str, Any]:
         """All there is to say of the run, JSON-serialisable: the report's and ``ratchet status --json``'s input."""
@@ -134,6 +131,13 @@ class Run:
         except BlockingIOError:
             return True
         return False
+
+
+def symlink(link: Path, target: Path) -> None:
+    """``link`` to ``target``, by a relative path, in place of what it led to before."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(target, link.parent))
 
 
 def _best(rounds: list[Any]) -> int:

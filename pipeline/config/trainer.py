@@ -90,6 +90,13 @@ class TrainerConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _reference_of_tokens(self) -> "TrainerConfig":
+        of_tokens = [term.type for term in self.loss if term.type in ("ld_dpo", "tdpo1", "tdpo2")]
+        if self.reference == "none" and of_tokens:
+            raise ValueError(f"reference 'none' does not go with loss {of_tokens[0]!r}, which takes it token by token")
+        return self
+
+    @model_validator(mode="after")
     def _shardable(self) -> "TrainerConfig":
         if self.processes > 1 and self.lora is not None and self.lora.quantise is not None:
             raise ValueError(f"processes = {self.processes} cannot share quantised weights: leave lora.quantise out")

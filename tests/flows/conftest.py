@@ -6,17 +6,19 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from flows import environment
+from flows import cli, environment
 from pipeline.recipe import load_recipe
 
 from .small import LONGER, RECIPE, STARTED, Ratchet, sets, until
+
+Said = tuple[int, str, str]
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,16 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> Ratchet:
     run = Ratchet(tmp_path_factory.mktemp("by-command"), *sets("sampling.engine=vllm", *LONGER), "--json")
     run.wait()
     return run
+
+
+@pytest.fixture
+def ratchet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """The command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ratchet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,25 @@ def until(condition: Callable[[], object], process: subprocess.Popen[bytes] | No
 class Ratchet:
     """``ratchet run small.toml`` in a session of its own, so that it can be signalled as a terminal would."""
 
-    def __init__(self, workspace: Path, *arguments: str, recipe: str = str(RECIPE), server: str | None = None) -> None:
-        """``server`` is the address of Prefect's API; without one, Prefect starts a temporary server."""
+    def __init__(
+        self,
+        workspace: Path,
+        *arguments: str,
+        recipe: str = str(RECIPE),
+        server: str | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """``server`` is the address of Prefect's API; without one, Prefect starts a temporary server. ``command`` is
+        another one than ``run RECIPE``."""
         self.workspace, self.arguments = workspace, arguments
         workspace.mkdir(exist_ok=True)
         output = Path(tempfile.mkdtemp(dir=workspace, prefix="output-"))
         self.out, self.err = output / "out.txt", output / "err.txt"
+        words = [*(command or ("run", recipe)), "--workspace", str(workspace), *arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"PREFECT_API_URL": server} if server else {})
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "run", recipe, "--workspace", str(workspace), *arguments],
+                [sys.executable, "-m", "flows.cli", *words],
                 env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
 

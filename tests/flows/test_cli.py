@@ -11,28 +11,13 @@ from typing import Any
 
 import pytest
 
-from flows import cli
 from pipeline.errors import ConfigError
 from pipeline.runs import Run
 
-from .conftest import RunSmall
+from .conftest import RunSmall, Said
 from .small import RECIPE, ROOT, finished_files
 
-Said = tuple[int, str, str]
 SMALL = str(RECIPE)
-
-
-@pytest.fixture
-def ratchet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """The command in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["ratchet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 MISTAKES = {
