@@ -105,14 +105,14 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
 
 
 def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None) -> Material:
-    held_out = [] if prompts is None else read_held_out(prompts)[:SAMPLED]
-
     def read() -> Examples:
         from trainers.checkpoints import load_specials
         from trainers.encoding import encode_pairs
 
         examples = encode_pairs(read_pairs(pairs.table()), load_specials(policy.path))
-        return Examples(examples, prompts=[prompt.token_ids for prompt in held_out])
+        held_out = [] if prompts is None else read_held_out(prompts)
+        different = list(dict.fromkeys(prompt.token_ids for prompt in held_out))
+        return Examples(examples, prompts=different[:SAMPLED])
 
     return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read)
 
