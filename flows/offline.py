@@ -201,6 +201,7 @@ def _outcome(training: Artifact) -> dict[str, Any]:
         "reason": stopped or f"all {len(lines)} steps are done",
         "policy": {"digest": training.info["policy"], "path": str(training.path / "policy")},
         "steps": len(lines),
+        "averaged_steps": len(lines[-LAST:]),
         "figures": {name: statistics.fmean(line[name] for line in lines[-LAST:] if name in line) for name in names},
         "at_first": {name: lines[0][name] for name in names},
         "held_out_figures": {

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from flows.console import short
+
 FIGURES = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "KL"}
 """Figures one reads first, and what they are called. KL is log π_ref − log π of the completions, nats."""
 
@@ -29,7 +31,7 @@ def data_table(found: Mapping[str, Any]) -> RenderableType:
     notes = [f"[dim]{escape(part['name'])}: {escape(note)}[/]" for part in found["data"] for note in part["notes"]]
     held_out = found["held_out_examples"]
     if held_out["prompts"]:
-        notes.append(f"held out: {held_out['prompts']:,} prompts with {_examples(held_out)}")
+        notes.append(f"held out: {_examples(held_out)} of {_count(held_out['prompts'], 'prompt')}")
     if both := held_out["prompts_also_trained_on"]:
         notes.append(f"[yellow]{both:,} of the held-out prompts are trained on as well[/]")
     return Group(table, *(Padding(note, (0, 2)) for note in notes))
@@ -37,15 +39,15 @@ def data_table(found: Mapping[str, Any]) -> RenderableType:
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """What a training would do."""
-    work, cached = plan["work"], plan["cached"]
+    work, cached, examples = plan["work"], plan["cached"], plan["training_examples"]
     lengths = Table("tokens", box=SIMPLE)
     for label in plan["lengths"]["prompt"]:
         lengths.add_column(label, justify="right")
     for name, sizes in plan["lengths"].items():
         lengths.add_row(name, *(f"{size:,}" for size in sizes.values()))
     rows = [
-        ("training", f"{_examples(plan['training_examples'])} of {plan['training_examples']['prompts']:,} prompts"),
-        ("steps", f"{work['steps']:,} in {work['epochs']} epoch{'s'[: work['epochs'] > 1]}"),
+        ("training", f"{_examples(examples)} of {_count(examples['prompts'], 'prompt')}"),
+        ("steps", f"{work['steps']:,} in {_count(work['epochs'], 'epoch')}"),
         ("tokens", f"{work['tokens']:,}, each prompt of a batch once ({work['tokens_row_by_row']:,} row by row)"),
         ("packs", f"about {work['packs']:,} of at most {plan['config']['token_budget']:,} tokens"),
         ("reference", _cached(cached["reference"], f"{work['reference_rows']:,} completions to score once")
@@ -56,26 +58,29 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
 
 
 def outcome_table(result: Mapping[str, Any]) -> RenderableType:
-    """What a training came to, in the mean of its last steps and at its first."""
-    figures, first, held_out = result["figures"], result["at_first"], result["held_out_figures"]
-    rows = [
-        (
-            name,
-            f"{figures[key]:.3f}, at first {first[key]:.3f}"
-            + (f"; held out {held_out[key]:.3f}" if key in held_out else ""),
-        )
-        for key, name in FIGURES.items()
-        if key in figures
-    ]
-    rows += [
+    """What a training came to: its figures at the first step, over the last ones, and on what was held out."""
+    columns = {"first step": result["at_first"], f"last {result['averaged_steps']}": result["figures"]}
+    if result["held_out_figures"]:
+        columns["held out"] = result["held_out_figures"]
+    figures = Table("", box=SIMPLE)
+    for label in columns:
+        figures.add_column(label, justify="right")
+    for key, name in FIGURES.items():
+        if key in result["figures"]:
+            figures.add_row(name, *(short(column.get(key)) for column in columns.values()))
+    cost = [
         ("speed", f"{result['pairs_per_second']:,.1f} pairs/s"),
         ("memory", f"{result['memory_gib']:.2f} GiB at most"),
     ]
-    return _rows(rows)
+    return Group(figures, _rows(cost))
 
 
 def _examples(counts: Mapping[str, int]) -> str:
-    return " and ".join(f"{counts[kind]:,} {kind}" for kind in ("pairs", "singles") if counts[kind]) or "no examples"
+    return " and ".join(_count(counts[f"{kind}s"], kind) for kind in ("pair", "single") if counts[f"{kind}s"])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _cached(found: bool, otherwise: str) -> str:

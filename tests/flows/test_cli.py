@@ -52,18 +52,28 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     assert not (tmp_path / "workspace").exists()
 
 
-def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", SMALL, "--set", "rounds=0"], "rounds: 0 is not allowed; allowed: a whole number ≥ 1"),
+        (["train", SMALL, "--policy", "nosuch"], "--policy 'nosuch' leads nowhere; allowed: "),
+    ],
+    ids=["run", "train"],
+)
+def test_a_mistake_is_told_before_anything_heavy_is_imported(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
     program = (
         "import sys, flows.cli\n"
         "try: flows.cli.main()\n"
         "finally: print(sorted({'torch', 'prefect', 'transformers', 'vllm', 'pyarrow.dataset'} & set(sys.modules)))"
     )
     said = subprocess.run(
-        [sys.executable, "-c", program, "run", SMALL, "--set", "rounds=0", "--workspace", tmp_path / "workspace"],
+        [sys.executable, "-c", program, *arguments, "--workspace", tmp_path / "workspace"],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert (said.returncode, said.stdout) == (ConfigError.exit_code, "[]\n")
-    assert re.fullmatch(r"error: .*rounds: 0 is not allowed; allowed: a whole number ≥ 1\n", said.stderr)
+    assert re.fullmatch(rf"error: .*{re.escape(expected)}.*\n", said.stderr)
 
 
 @pytest.mark.parametrize("command", ["status", "report"])

@@ -3,14 +3,16 @@
 import json
 import math
 import random
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from pipeline.config import LossConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.policy import read_policy
 from pipeline.store import Spec, Store
@@ -20,7 +22,7 @@ from tests.tiny_chat import chat_policy
 from tests.trainers.examples import make_pairs
 
 from .conftest import Said
-from .small import Ratchet, finished_files, sets
+from .small import ROOT, Ratchet, finished_files, sets
 
 FAST = sets("batch_size=8", "learning_rate=1e-3", "token_budget=512", "guards.kl=1e6")
 WORDS = ("ice", "cream", "pizza", "ramen", "curry", "sushi", "bread", "soup")
@@ -287,6 +289,13 @@ def test_a_dry_run_makes_nothing_and_says_what_a_run_will_do(train: Train, prefs
     assert train(*asked, "--dry-run")["cached"] == {"reference": True, "training": True}
     assert train(*asked, "--dry-run", *sets("beta=1.0"))["cached"] == {"reference": True, "training": False}
     assert finished_files(tmp_path / "workspace") == files
+
+
+def test_the_readme_names_every_loss() -> None:
+    (terms, _) = get_args(LossConfig)
+    types = {term.model_fields["type"].annotation.__args__[0] for term in get_args(terms)}
+    table = (ROOT / "README.md").read_text().partition("### Losses")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z0-9_]+)`", table)) >= types
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
