@@ -83,14 +83,15 @@ def run(
     "`ratchet train trl-lib/ultrafeedback_binarized --policy ./checkpoint --dry-run`\n\n"
     "`ratchet train help=a.jsonl safe=b.parquet --policy ./checkpoint --set betas.safe=0.3`\n\n"
     "`ratchet train thumbs.jsonl --policy ./checkpoint --set 'loss=[{type=\"kto\"}]'`\n\n"
-    "`ratchet train food:0 --policy food:0 --set lora.rank=16 --out ./next`: the first round's pairs of a run"
+    "`ratchet train food --policy food --set lora.rank=16 --out ./next`: all pairs of a run, on its last policy"
 )
 def train(
     pairs: Annotated[
         list[str],
         typer.Argument(
+            metavar="PAIRS...",
             help="Data sets: files or folders in any of TRL's formats, Hub names, or a run's pairs (RUN, RUN:ROUND);"
-            " NAME= before one names it, for `betas`."
+            " NAME= before one names it, for `betas`.",
         ),
     ],
     policy: Annotated[str, typer.Option(help="A checkpoint's directory, a Hub name, or a run or training by name.")],
@@ -217,15 +218,16 @@ def _say_what_next_to_train(console: "Console", made: dict[str, Any]) -> None:
     console.say(f"[bold]{made['state']}[/]: {escape(made['reason'])}")
     console.say(escape(f"  policy   {made['out'] or made['directory'] + '/policy'}"))
     console.say(escape(f"  watch    tensorboard --logdir {made['tensorboard']}"))
-    console.say(escape(f"  next     {_with_another_beta(sys.argv[1:], made['config']['beta'] / 2)}"))
+    changed = "beta" if made["state"] == "complete" else "learning_rate"  # a guard fired: it went too fast
+    console.say(escape(f"  next     {_beside(sys.argv[1:], changed, made['config'][changed] / 2)}"))
 
 
-def _with_another_beta(arguments: list[str], beta: float) -> str:
-    """The command that was given, for a training beside it: it shares the reference, and not the name or the folder."""
+def _beside(arguments: list[str], key: str, value: float) -> str:
+    """The command that was given, with another setting: a training beside it, which shares all but its name."""
     own = [i for i, each in enumerate(arguments) if each.partition("=")[0] in ("--name", "--out")]
     own += [i + 1 for i in own if "=" not in arguments[i]]
     kept = [each for i, each in enumerate(arguments) if i not in own]
-    return f"{command()} {shlex.join(kept)} --set beta={beta:g}"
+    return f"{command()} {shlex.join(kept)} --set {key}={value:g}"
 
 
 def command() -> str:

@@ -132,6 +132,11 @@ def light_modules_load_nothing_heavy(modules: Modules) -> list[str]:
     ]
 
 
+def training_without_rounds_needs_no_prefect(modules: Modules) -> list[str]:
+    ways = _loaded_by("flows.offline", modules) if "flows.offline" in modules else {}
+    return [f"{target} through {' → '.join(path)}" for target, path in ways.items() if top(target) == "prefect"]
+
+
 def _loaded_by(start: str, modules: Modules) -> dict[str, list[str]]:
     """Every module that importing ``start`` loads, with the way there."""
     ways, queue = {start: [start]}, [start]
@@ -178,6 +183,10 @@ PLANTED: dict[Rule, dict[str, str]] = {
         "pipeline.config": "from pipeline import metrics",
         "pipeline.metrics": "import pipeline.sampling.vllm",
         "pipeline.sampling.vllm": "class Engine:\n    import torch",
+    },
+    training_without_rounds_needs_no_prefect: {
+        "flows.offline": "from flows.training import learn",
+        "flows.training": "from prefect import task",
     },
     no_cycles: {
         "pipeline.store": "from pipeline.policy import digest",
