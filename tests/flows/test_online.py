@@ -1,5 +1,6 @@
 """One run from the command to the report, on real vLLM."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.console import round_rows
 from pipeline.policy import read_policy
 
 from .conftest import RunSmall
@@ -124,3 +126,28 @@ def test_the_same_run_again_does_nothing_twice(
     assert run_small("small", "sampling.engine=vllm", *LONGER, workspace=by_command.workspace) == status
     assert finished_files(by_command.workspace) == done
     assert log.stat().st_size == logged  # no engine was started
+
+
+def test_a_guard_ends_a_training_early_and_the_round_says_so_where_people_look(run_small: RunSmall) -> None:
+    status = run_small("guarded", "trainer.guards.margin=0.05", "rounds=1")
+    (entry,) = status["rounds"]
+    training = entry["training"]
+    assert training["stopped"] == (
+        f"the mean reward margin is {training['rewards/margins']:.3g}; trainer.guards.margin allows 0.05"
+    )
+    assert ("training", f"ended at step {training['step']}: {training['stopped']}") in round_rows(entry)
+    page = (Path(status["directory"]) / "report.html").read_text()
+    assert training["stopped"] in page and "Ended early" in page
+    train = store_of(status).get("train", entry["artifacts"]["train"])
+    steps = [json.loads(line) for line in (train.path / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, training["step"] + 1))
+    assert entry["gate"]["decision"] in ("promote", "stop")  # the policy as it was then is judged like any other
+
+
+def test_held_out_prompts_are_answered_while_a_policy_is_trained(finished: dict[str, Any]) -> None:
+    for entry in finished["rounds"]:
+        train = store_of(finished).get("train", entry["artifacts"]["train"])
+        samples = [json.loads(line) for line in (train.path / "samples.jsonl").read_text().splitlines()]
+        last = [sample["prompt"] for sample in samples if sample["step"] == entry["training"]["step"]]
+        assert len(last) == len(set(last)) == 4
+        assert list(train.path.glob("tensorboard/events.*"))
