@@ -3,6 +3,7 @@
 import copy
 
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from measure import Contestant
 from models import Settings
@@ -13,6 +14,10 @@ TITLES = OPPONENTS | {"ours": "Ratchet"}
 
 def build(name: str, model: PreTrainedModel, settings: Settings, size: int | None = None) -> Contestant:
     """``size`` is TRL's batch size in pairs (1 unless told), or our token budget (the trainer's own unless told)."""
+    if settings.compile:
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):  # every decoder layer is one
+                module.compile(dynamic=True)
     if name == "ours":
         from ours import TOKEN_BUDGET, Ratchet
 

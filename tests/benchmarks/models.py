@@ -20,6 +20,8 @@ class Settings:
     learning_rate: float = 3e-4
     """Takes the loss from 0.69 to about 0.5 in six steps, so that curves have something to disagree about."""
     beta: float = 0.1
+    compile: bool = False
+    """torch.compile of every decoder layer."""
     max_grad_norm: float = 1.0
 
     def autocast(self) -> torch.autocast:

@@ -48,6 +48,7 @@ def main(
     contestants: Annotated[str, typer.Option(help="Who takes part.")] = "installed,ideal,ours",
     allocator: Annotated[str, typer.Option(help="Freed memory: keep it in the process, or default.")] = "keep",
     json: Annotated[Path, typer.Option(help="Where the numbers and all samples go.")] = RESULTS,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the layers of every contestant.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test: one model, few pairs, one repetition.")] = False,
 ) -> None:
     chosen = only.split(",")
@@ -69,7 +70,7 @@ def main(
     contest = Contest(
         models=models.split(","), names=contestants.split(","), pairs=pairs, repetitions=repetitions,
         installed=installed, threads=threads, batch_sizes=sizes(batch), quick=quick,
-        allocator=allocator,
+        allocator=allocator, compile=compile,
     )  # fmt: skip
     sys.exit(not contest.run(chosen, json))
 
