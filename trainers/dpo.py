@@ -171,7 +171,8 @@ def train(
         any(isinstance(example, Pair) for example in lesson.examples),
         any(isinstance(example, Single) for example in lesson.examples),
     )
-    prove(model, max(len(row) for example in lesson.examples for row in example.rows))
+    everything = (*lesson.examples, *lesson.held_out)
+    prove(model, max(len(row) for example in everything for row in example.rows))
     if share.size == 1:
         weights = Weights(model, config.dtype)
         policy = PackedPolicy(model, weights, recompute=config.recompute, compile=config.compile)

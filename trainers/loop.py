@@ -16,7 +16,7 @@ from trainers.checkpoints import load_training_state, save_training_state
 from trainers.examples import Example
 from trainers.flops import Arithmetic, peak_of
 from trainers.guards import reason_to_stop
-from trainers.memory import halve_budget, is_out_of_memory, peak_memory
+from trainers.memory import begin_peak, halve_budget, is_out_of_memory, peak_memory
 from trainers.metrics import Recorder
 from trainers.packing import group_rows
 from trainers.samples import sample_completions
@@ -65,6 +65,7 @@ class Loop:
 
     def remaining(self) -> Generator[int, None, None]:
         """The steps still to do, after restoring what an interrupted session left; saves the state on the way."""
+        begin_peak(self.gradients.policy.model.device)
         first = self._restore()
         if self.gradients.share.writes:
             self.recorder = Recorder(self.directory, first)

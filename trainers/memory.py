@@ -23,6 +23,12 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {"memory/process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
+def begin_peak(device: torch.device) -> None:
+    """Count from here, where the device counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """A GPU's allocator has an error of its own, a CPU's only its words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
