@@ -195,7 +195,8 @@ def _outcome(training: Artifact) -> dict[str, Any]:
     """How a training ended, from its artifact alone, so that it says the same whenever it is asked."""
     lines = [json.loads(line) for line in (training.path / "metrics.jsonl").read_text().splitlines()]
     metrics, stopped = training.info["metrics"], training.info["stopped"]
-    names = [name for name in lines[0] if isinstance(lines[0][name], float)]
+    recent = [name for line in lines[-LAST:] for name in line]  # a batch without such examples has no such figure
+    names = [name for name in lines[0] if isinstance(lines[0][name], float) and name in recent]
     return {
         "state": "complete" if stopped is None else "stopped",
         "reason": stopped or f"all {len(lines)} steps are done",

@@ -4,24 +4,27 @@
 (``flows.offline``). Heavy imports are deferred to where they are used, as everywhere in ``flows``.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from flows.session import Session, Workplace
+from flows.session import Session, Workplace, release_memory
 from flows.stages import SHARD, shards
 from flows.start import read_held_out
 from pipeline.config import TrainerConfig
-from pipeline.store import Artifact, Draft, Spec
+from pipeline.store import Artifact, Draft, Spec, digest
 from pipeline.tables import read_pairs
 from pipeline.types import Policy
 
 if TYPE_CHECKING:
-    from trainers.dpo import Lesson
     from trainers.examples import Example, Row
+    from trainers.lesson import Lesson
 
+UNTOLD = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+"""Keys of a model's config that say where it is from, or how it lies on disk."""
 LOGPS = pa.schema([("logp", pa.float64()), ("token_logps", pa.list_(pa.float32()))])
 """One row a completion, in the order of ``trainers.reference.reference_rows``; nats. Tokens only where asked for."""
 NOT_LEARNT = frozenset(
@@ -138,7 +141,7 @@ def score(place: Workplace, material: Material, policy: Policy, trainer: Trainer
         "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
         "quantise": None if trainer.lora is None else trainer.lora.quantise,
     }  # fmt: skip
-    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest})
+    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest, "model": _architecture(policy)})
 
     def build(draft: Draft) -> Artifact:
         place.free_device("reference")
@@ -174,16 +177,24 @@ def learn(
     config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
     compared = {"reference": reference, "initial": initial}
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
-    spec = Spec("train", 3, config, {**material.examples, "policy": policy.digest, **keys})
+    inputs = {**material.examples, "policy": policy.digest, "model": _architecture(policy), **keys}
+    spec = Spec("train", 3, config, inputs)
 
     def build(draft: Draft) -> Artifact:
         place.free_device("train")
+        release_memory()  # the reference's, for processes of their own
         with place.console.stage("train") as progress:
             lesson = _lesson(material.read(), policy, trainer, seed, reference, initial)
             trained, outcome = train_in_processes(policy, lesson, trainer, draft.path, draft.timed(progress))
         return draft.finish({"policy": trained.digest, "metrics": outcome.metrics, "stopped": outcome.stopped})
 
     return spec, build
+
+
+def _architecture(policy: Policy) -> str:
+    """Digest of what the model's config makes of the weights: RoPE's scaling, a window, the soft cap."""
+    config = json.loads((policy.path / "config.json").read_text())
+    return digest({name: value for name, value in config.items() if name not in UNTOLD})
 
 
 def rows_of(examples: Examples, trainer: TrainerConfig) -> "tuple[list[Row], dict[Row, Row]]":
@@ -203,7 +214,7 @@ def _lesson(
     initial: Compared | None,
 ) -> "Lesson":
     from trainers.checkpoints import load_specials
-    from trainers.dpo import Lesson
+    from trainers.lesson import Lesson
     from trainers.step import KnownReference
 
     _, ends = load_specials(policy.path)

@@ -7,7 +7,6 @@ kernel at these lengths in bfloat16.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from pipeline.errors import TrainingError
+from trainers.flex import block_mask, flex
 from trainers.packing import Pack
 
 SHARED_PREFIX = "shared_prefix"
@@ -50,7 +50,7 @@ class Layout:
     def block_mask(self, window: int | None) -> Any:
         """The same as flex attention's BlockMask."""
         if window not in self._masks:
-            self._masks[window] = _flex_mask(self.pack, window)
+            self._masks[window] = block_mask(self.pack, window)
         return self._masks[window]
 
 
@@ -181,51 +181,3 @@ def _causal_run(positions: Tensor, start: int, end: int, before: slice, window: 
         shown_to_all = 0 if window is not None else len(columns) - (last - first)
         blocks.append(Block(slice(first, last), keys, hidden[:, shown_to_all:]))
     return blocks
-
-
-def _flex_mask(pack: Pack, window: int | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    device = pack.input_ids.device
-    groups, branches = (part.to(device) for part in _memberships(pack))
-    positions = pack.position_ids[0]
-    reach = window or len(positions)
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (groups[query] == groups[key]) & ((branches[key] == 0) | (branches[query] == branches[key]))
-        distance = positions[query] - positions[key]
-        return same & (distance >= 0) & (distance < reach)
-
-    return create_block_mask(visible, None, None, len(positions), len(positions), device=str(device))
-
-
-def _memberships(pack: Pack) -> tuple[Tensor, Tensor]:
-    """[T] group of each token, and its completion within the group: 1, 2, …, or 0 in the prompt."""
-    groups, branches = (torch.zeros(pack.input_ids.shape[1], dtype=torch.long) for _ in range(2))
-    for number, span in enumerate(pack.spans):
-        groups[span.start :] = number
-        for branch, (start, length) in enumerate(span.branches, 1):
-            branches[start : start + length] = branch
-    return groups, branches
-
-
-def flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, softcap: float | None) -> Tensor:
-    """[1, heads, T, dim] to [1, T, heads, dim] by flex attention; it has no backward pass on a CPU."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    def cap(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        assert softcap is not None
-        return softcap * torch.tanh(score / softcap)
-
-    attend = _compiled_flex() if query.device.type == "cuda" else flex_attention
-    grouped = query.shape[1] != key.shape[1]
-    bend = None if softcap is None else cap
-    out: Tensor = attend(query, key, value, score_mod=bend, block_mask=mask, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)

@@ -1,15 +1,13 @@
 """A training: a policy and preferences in, the next policy out.
 
 What a step does depends on nothing but the weights, the optimiser, the examples, the config, the seed and the step
-number. So a run that is killed and goes on from its last state ends with the same weights, bit for bit (on one device;
-on a CPU, for a given number of threads).
+number. So a run that is killed and goes on from its last state ends with the same weights: bit for bit on a CPU, for a
+given number of threads; on a GPU but for the order in which its kernels add.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,50 +19,17 @@ from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import load_model, load_tokenizer, save_policy
-from trainers.examples import Example, Pair, Row, Single
+from trainers.examples import Pair, Single
 from trainers.interruption import noticed
+from trainers.lesson import Lesson, Trained
 from trainers.loop import STATE, Loop
 from trainers.metrics import METRICS
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy, prove
 from trainers.parallel import ALONE, ShardedWeights, Share, shard, whole
 from trainers.reference import Reference
-from trainers.step import KnownReference, Step
+from trainers.step import Step
 from trainers.weights import DTYPES, Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What one training learns from, and how fast."""
-
-    examples: Sequence[Example]
-    reference: KnownReference
-    learning_rate: float
-    seed: int
-    starts_at_reference: bool
-    """The reference is the policy itself as given; checked on the first batch."""
-    mismatched: Mapping[Row, Row] = field(default_factory=dict)
-    """Each row's prompt with another's completion, where the objective needs "mismatched"."""
-    initial_logps: Mapping[Row, float] = field(default_factory=dict)
-    """log π₀ of the rows, nats, for a KL to the very first policy; may be empty."""
-    live: Policy | None = None
-    """The reference, to hold in memory beside the policy where the objective needs "reference_kl"."""
-    held_out: Sequence[Example] = ()
-    """Examples of other prompts, never trained on; their rows are in ``reference`` (and ``mismatched``) too."""
-    sample_prompts: Sequence[tuple[int, ...]] = ()
-    """Prompts, as token ids, whose likeliest completions are written down beside each evaluation."""
-    truncated: Set[Row] | None = None
-    """Rows whose completion was cut at a length limit, for a figure; None where nobody knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a training came to."""
-
-    metrics: dict[str, float]
-    """The last step's figures."""
-    stopped: str | None
-    """What the guard said that ended it; None where it took all its steps."""
 
 
 def objective_of(config: TrainerConfig) -> Objective:

@@ -284,6 +284,3 @@ def _refuse_inside(bos: str | None, *texts: str) -> None:
     """Read as a token, a BOS within a prompt would begin the sequence anew in the middle."""
     if bos and any(bos in text for text in texts):
         raise Unusable("special_inside", next(text for text in texts if bos in text))
-
-
-# ---------------------------------------------------------------------------------------------- batches

@@ -26,8 +26,9 @@ from pipeline.errors import ConfigError, RatchetError, TrainingError
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import device
-from trainers.dpo import Lesson, Trained, finished, train_policy
+from trainers.dpo import finished, train_policy
 from trainers.interruption import Interruption, noticed
+from trainers.lesson import Lesson, Trained
 from trainers.parallel import Share
 
 JOB = "job.pickle"

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from trainers.checkpoints import load_training_state, save_training_state
 from trainers.examples import Example
 from trainers.flops import Arithmetic, peak_of
 from trainers.guards import reason_to_stop
+from trainers.lesson import Lesson
 from trainers.memory import begin_peak, halve_budget, is_out_of_memory, peak_memory
 from trainers.metrics import Recorder
 from trainers.packing import group_rows
@@ -24,12 +24,11 @@ from trainers.schedule import warmup_then
 from trainers.step import Step
 from trainers.weights import Weights
 
-if TYPE_CHECKING:
-    from trainers.dpo import Lesson
-
 STATE = "state"
 STEP_ZERO_TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
+STEP_ZERO_MEAN = {"float32": 0.01, "bfloat16": 0.5}
+"""The same of the first batch's mean: rounding goes both ways, another round's weights do not."""
 
 
 class Loop:
@@ -39,7 +38,7 @@ class Loop:
         self,
         step: Step,
         weights: Weights,
-        lesson: "Lesson",
+        lesson: Lesson,
         config: TrainerConfig,
         directory: Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -90,7 +89,7 @@ class Loop:
         examples = [self.lesson.examples[index] for index in batch]
         figures = self._within_memory(self.gradients.backward, examples, lambda: self.save(step))
         if step == 0 and self.lesson.starts_at_reference:
-            self._check_reference()
+            self._check_reference(figures)
         norm = self.weights.clip(self.config.max_grad_norm)
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss {figures['loss']} and gradient norm {norm} must be finite")
@@ -195,10 +194,12 @@ class Loop:
             if self.recorder is not None:
                 self.recorder.write_samples(int(self.last["step"]), samples)
 
-    def _check_reference(self) -> None:
+    def _check_reference(self, figures: Mapping[str, float]) -> None:
         gap, tolerance = self.gradients.totals.gap, STEP_ZERO_TOLERANCE[self.config.dtype]
-        if not gap <= tolerance:
+        mean, mean_tolerance = abs(figures["kl"]), STEP_ZERO_MEAN[self.config.dtype]
+        if not (gap <= tolerance and mean <= mean_tolerance):
             raise StepZeroError(
-                f"before the first update the policy is up to {gap:.3g} nats a completion away from its reference;"
-                f" allowed: {tolerance}. The cached reference is of other weights or tokens"
+                f"before the first update the policy is up to {gap:.3g} nats a completion away from its reference, and"
+                f" {mean:.3g} in the mean; allowed: {tolerance} and {mean_tolerance}."
+                " The cached reference is of other weights or tokens"
             )

@@ -30,8 +30,9 @@ def begin_peak(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """A GPU's allocator has an error of its own, a CPU's only its words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """A GPU's allocator has an error of its own; a CPU's, and the libraries beside a GPU's, only their words."""
+    words = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in words)
 
 
 def halve_budget(step: Step, examples: Sequence[Example], error: str) -> None:

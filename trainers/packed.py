@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
-from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Slopes, Statistics, Workspace, plain_logprobs
+from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Workspace, plain_logprobs
 from trainers.packing import Pack, PromptGroup, pack
+from trainers.statistics import Slopes, Statistics
 from trainers.weights import Weights
 
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
@@ -38,7 +39,9 @@ class PackedPolicy(torch.nn.Module):
         self.plain_attention = model.config._attn_implementation
         model.eval().set_attn_implementation(SHARED_PREFIX)
         if recompute:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if not model.supports_gradient_checkpointing:
+                raise ConfigError(f"trainer.recompute = true: {type(model).__name__} cannot recompute; leave it false")
+            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             model.train()  # layers recompute in training mode only
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -106,6 +109,9 @@ class PackedPolicy(torch.nn.Module):
         self.model.set_attn_implementation(self.plain_attention)
         self.model.gradient_checkpointing_disable()
         self.model.eval()
+        if self.compiled:
+            for module in self.model.modules():
+                module._compiled_call_impl = None
 
     @torch.no_grad()
     def _peer(self, pack: Pack, reference: "PackedPolicy | None") -> Peer | None:

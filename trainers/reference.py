@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.config.trainer import LoraConfig
+from pipeline.errors import DataError
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import load_model
@@ -59,7 +60,9 @@ def mismatches(examples: Sequence[Example]) -> dict[Row, Row]:
 
     Fixed for a data set, whatever the batches, so that the reference's log-probabilities of them are found once.
     """
-    rows = list(dict.fromkeys(row for example in examples for row in example.rows))
+    rows = sorted({row for example in examples for row in example.rows}, key=lambda row: (row.prompt, row.completion))
+    if rows[0].prompt == rows[-1].prompt:
+        raise DataError("all examples have one prompt; KTO's KL needs completions of other prompts: use another loss")
     partners: dict[Row, Row] = {}
     following = other = rows[0]
     for row in reversed(rows * 2):  # the second time round, the last rows find the first ones

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from trainers.comparisons import Comparisons, Completions
 from trainers.examples import Example, Pair, Row, Single
-from trainers.logprobs import Slopes, Statistics, join
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy
 from trainers.packing import Pack, group_rows, pack, split_by_budget
 from trainers.parallel import ALONE, Share
+from trainers.statistics import Slopes, Statistics, join
 
 SlopesOf = Callable[[Sequence[Row], Statistics], Slopes]
 """From some rows and their statistics to the slopes of the sum of the losses."""

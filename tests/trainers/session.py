@@ -22,8 +22,9 @@ from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from tests.tiny import EOS
 from tests.trainers.trainings import make_examples, make_lesson
-from trainers.dpo import Lesson, Trained, train_policy
+from trainers.dpo import train_policy
 from trainers.examples import Pair, Row
+from trainers.lesson import Lesson, Trained
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0

@@ -17,11 +17,11 @@ from tests.trainers.trainings import config, lines, make_examples, make_lesson
 from trainers.adapters import ADAPTER, BasePolicy, add_adapters, load_base, merge
 from trainers.checkpoints import load_model
 from trainers.dpo import train_policy
-from trainers.logprobs import Slopes
 from trainers.loop import STATE
 from trainers.packed import PackedPolicy
 from trainers.packing import group_rows, pack
 from trainers.reference import Reference
+from trainers.statistics import Slopes
 from trainers.weights import Weights
 
 ROWS = draw_rows([7, 3], [5, 2])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import TrainingError
@@ -118,6 +119,21 @@ def test_the_gpus_block_mask_shows_the_same_as_the_dense_blocks(
     ours = DenseBlocks.apply(*states, layout.blocks(window), 0.9, softcap)
     theirs = flex(*states, layout.block_mask(window), 0.9, softcap)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_the_gpus_block_mask_is_the_one_that_flex_attention_would_make(window: int | None) -> None:
+    """More than one block each way, so that whole, partial and unseen ones all occur."""
+    layout = layout_of([(400, [300, 1, 129]), (20, [5]), (128, [128, 128])])
+    ours = layout.block_mask(window)
+    assert ours.mask_mod is not None
+    length = int(layout.pack.input_ids.shape[1])
+    theirs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu")
+    for table in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert getattr(ours, table).equal(getattr(theirs, table)), table
+    assert ours.to_dense().equal(theirs.to_dense())
+    assert ours.full_kv_num_blocks is not None
+    assert 0 < int(ours.full_kv_num_blocks.sum()) < int(ours.kv_num_blocks.sum() + ours.full_kv_num_blocks.sum())
 
 
 def test_a_completion_of_one_token_adds_no_query() -> None:

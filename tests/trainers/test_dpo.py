@@ -15,8 +15,9 @@ from pipeline.types import Policy
 from tests.tiny import make_policy
 from tests.trainers.trainings import config, known, lines, make_examples, make_lesson
 from trainers.checkpoints import load_model, load_tokenizer, save_policy, saved_dtype
-from trainers.dpo import Lesson, Trained, train_policy
+from trainers.dpo import train_policy
 from trainers.examples import Example, Pair, Single
+from trainers.lesson import Lesson, Trained
 from trainers.reference import mismatches
 from trainers.step import KnownReference
 

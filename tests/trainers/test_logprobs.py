@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from trainers import logprobs
-from trainers.logprobs import ChunkedHead, Head, Slopes, Statistics, Workspace
+from trainers.logprobs import ChunkedHead, Head, Workspace
+from trainers.statistics import Slopes, Statistics
 
 N, HIDDEN, VOCABULARY = 20, 8, 23
 CHUNKS = [slice(0, 6), slice(6, 7), slice(7, 20)]

@@ -20,10 +20,11 @@ from tests.tiny import make_policy, perturb
 from tests.trainers.session import go_on, lesson_of, start, steps_done, until
 from tests.trainers.trainings import all_lines, config, known, lines, make_examples, make_lesson
 from trainers.checkpoints import load_model, load_tokenizer
-from trainers.dpo import Lesson, Trained, objective_of, train, train_policy
+from trainers.dpo import objective_of, train, train_policy
 from trainers.examples import Pair
+from trainers.lesson import Lesson, Trained
 from trainers.loop import Loop
-from trainers.memory import halve_budget
+from trainers.memory import halve_budget, is_out_of_memory
 from trainers.metrics import Recorder, Sample
 from trainers.packed import PackedPolicy
 from trainers.step import KnownReference, Step
@@ -223,11 +224,21 @@ def test_a_running_figure_moves_once_however_often_a_step_is_tried(
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
 
 
-def test_any_other_error_is_no_lack_of_memory(policy: Policy, tmp_path: Path) -> None:
-    examples = make_examples(policy, 5)
-    broken = make_lesson(policy, examples, reference=KnownReference({examples[0].rows[0]: 0.0}))
-    with pytest.raises(KeyError):
-        train(load_model(policy.path), broken, config(), tmp_path)
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False),
+    ],
+)
+def test_any_other_error_is_no_lack_of_memory(error: Exception, lacks: bool) -> None:
+    assert is_out_of_memory(error) is lacks
 
 
 # ---------------------------------------------------------------------------------------------- guards and checks

@@ -21,9 +21,9 @@ from tests.trainers.naive import (
 )
 from trainers import attention, logprobs
 from trainers.attention import Layout
-from trainers.logprobs import Slopes, Statistics
 from trainers.packed import PackedPolicy, prove
 from trainers.packing import group_rows, pack
+from trainers.statistics import Slopes, Statistics
 from trainers.weights import Weights
 
 FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {

@@ -20,8 +20,9 @@ from pipeline.types import Policy
 from tests.tiny import make_policy
 from tests.trainers.trainings import all_lines, config, known, make_examples, make_lesson
 from trainers.checkpoints import load_model
-from trainers.dpo import Lesson, train_policy
+from trainers.dpo import train_policy
 from trainers.examples import Example, Pair, Single
+from trainers.lesson import Lesson
 from trainers.reference import mismatches
 
 ROOT = Path(__file__).resolve().parents[2]

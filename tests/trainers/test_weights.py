@@ -13,9 +13,9 @@ from tests.trainers.naive import (
     naive_logps,
     take_gradients,
 )
-from trainers.logprobs import Slopes
 from trainers.packed import PackedPolicy
 from trainers.packing import group_rows, pack
+from trainers.statistics import Slopes
 from trainers.weights import Weights, round_parameters
 
 DTYPES = ("float32", "bfloat16")

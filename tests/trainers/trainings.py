@@ -9,9 +9,9 @@ from pipeline.config import TrainerConfig
 from pipeline.types import Policy
 from tests.trainers.examples import make_pairs
 from trainers.checkpoints import load_specials
-from trainers.dpo import Lesson
 from trainers.encoding import encode_pairs
 from trainers.examples import Example, Row
+from trainers.lesson import Lesson
 from trainers.reference import Reference, reference_rows
 from trainers.step import KnownReference
 
