@@ -100,7 +100,7 @@ def assert_same(folder: Path, name: str) -> None:
     for line, other in zip(one, two, strict=True):
         assert line.keys() == other.keys()
         for figure in line.keys() & FIGURES:
-            assert other[figure] == pytest.approx(line[figure], rel=1e-5, abs=1e-6), figure
+            assert other[figure] == pytest.approx(line[figure], rel=1e-5, abs=1e-5), figure
     start, ours, theirs = (
         load_model(folder / name / size).state_dict() for size in ("policy", "two/policy", "one/policy")
     )
