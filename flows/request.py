@@ -38,7 +38,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``ratchet train`` was asked for; checked as far as it can be without reading anything large."""
+    """One call of the command."""
 
     sources: tuple[Source, ...]
     policy: Policy | PretrainedPolicy

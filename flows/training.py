@@ -31,8 +31,6 @@ NOT_LEARNT = frozenset(
     {"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute", "processes"}
 )
 """Settings that leave a training's result as it is, or come into it otherwise."""
-
-
 SAMPLED = 4
 """Prompts whose completions are shown while a training runs."""
 

@@ -34,6 +34,8 @@ PROBE_TEXTS = (
     "def add(a, b):\n    return a + b  # 1 + 2 = 3",
 )
 PROBE_TOKENS = 32
+STATE = "state"
+"""Folder, in a training's own, of the state that it goes on from."""
 
 
 def device() -> torch.device:

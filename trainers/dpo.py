@@ -18,11 +18,11 @@ from pipeline.errors import TrainingError
 from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
-from trainers.checkpoints import load_model, load_tokenizer, save_policy
+from trainers.checkpoints import STATE, load_model, load_tokenizer, save_policy
 from trainers.examples import Pair, Single
 from trainers.interruption import noticed
 from trainers.lesson import Lesson, Trained
-from trainers.loop import STATE, Loop
+from trainers.loop import Loop
 from trainers.metrics import METRICS
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy, prove

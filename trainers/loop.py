@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import TrainerConfig
 from pipeline.errors import NonFiniteError, StepZeroError
 from trainers.batches import batches_of_epoch
-from trainers.checkpoints import load_training_state, save_training_state
+from trainers.checkpoints import STATE, load_training_state, save_training_state
 from trainers.examples import Example
 from trainers.flops import Arithmetic, peak_of
 from trainers.guards import reason_to_stop
@@ -24,7 +24,6 @@ from trainers.schedule import warmup_then
 from trainers.step import Step
 from trainers.weights import Weights
 
-STATE = "state"
 STEP_ZERO_TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
 STEP_ZERO_MEAN = {"float32": 0.01, "bfloat16": 0.5}

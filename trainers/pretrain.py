@@ -20,12 +20,11 @@ from pipeline.errors import DataError, NonFiniteError, RatchetError
 from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
-from trainers.checkpoints import device, load_training_state, save_policy, save_training_state
+from trainers.checkpoints import STATE, device, load_training_state, save_policy, save_training_state
 from trainers.schedule import warmup_then
 from trainers.tokenizer import build_tokenizer
 
 METRICS = "metrics.jsonl"
-STATE = "state"
 CHECKPOINT_STEPS = 100
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises; a cosine to zero follows."""

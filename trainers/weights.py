@@ -36,7 +36,8 @@ class Weights:
         self.masters: dict[str, Tensor] = dict(self.named)
         self._hooks: list[RemovableHandle] = []
         if DTYPES[dtype] != torch.float32:
-            self.masters = {name: parameter.detach().clone().float() for name, parameter in self.named.items()}
+            # No copy: rounding gives a parameter another tensor, and the master keeps the one it had.
+            self.masters = {name: parameter.detach().float() for name, parameter in self.named.items()}
             round_parameters(model, DTYPES[dtype])
             for name, parameter in self.named.items():
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._gather(self.masters[name])))

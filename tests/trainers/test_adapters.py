@@ -15,9 +15,8 @@ from tests.tiny import make_policy
 from tests.trainers.naive import draw_rows, make_model, naive_logps
 from tests.trainers.trainings import config, lines, make_examples, make_lesson
 from trainers.adapters import ADAPTER, BasePolicy, add_adapters, load_base, merge
-from trainers.checkpoints import load_model
+from trainers.checkpoints import STATE, load_model
 from trainers.dpo import train_policy
-from trainers.loop import STATE
 from trainers.packed import PackedPolicy
 from trainers.packing import group_rows, pack
 from trainers.reference import Reference

@@ -19,11 +19,10 @@ from pipeline.policy import read_policy
 from pipeline.types import Policy
 from tests.tiny import make_policy
 from tests.trainers.trainings import config, lines, make_examples, make_lesson
-from trainers.checkpoints import load_model
+from trainers.checkpoints import STATE, load_model
 from trainers.dpo import train_policy
 from trainers.launch import JOB, train_in_processes
 from trainers.lesson import Lesson
-from trainers.loop import STATE
 from trainers.step import KnownReference
 
 ROOT = Path(__file__).resolve().parents[2]
