@@ -4,7 +4,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import GATE_CONDITION, GateConfig
+from pipeline.config import CONDITION, GateConfig
 from pipeline.types import GateCheck, GateDecision
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -32,7 +32,7 @@ def written(value: float | None) -> str:
 
 
 def _check(condition: str, evaluation: Mapping[str, Any]) -> GateCheck:
-    match = GATE_CONDITION.fullmatch(condition)
+    match = CONDITION.fullmatch(condition)
     assert match is not None, "validated with the config"
     metric = match["metric"]
     probe = metric.removeprefix("probes.")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import plots
-from pipeline.config import GATE_CONDITION
+from pipeline.config import CONDITION
 from pipeline.evidence import Evidence
 from pipeline.figures import probe, shortened, stage_names
 from pipeline.plots import Level, Line
@@ -99,7 +99,7 @@ def _limits(metric: str, lines: Sequence[Line], config: Entry) -> list[Level]:
     top = max((value for line in lines for value in line.values if value is not None), default=0.0)
     found = []
     for condition in (config.get("gate") or {}).get("require") or ():
-        match = GATE_CONDITION.fullmatch(condition)
+        match = CONDITION.fullmatch(condition)
         if match and match["metric"] == metric and float(match["limit"]) <= 2 * top:
             found.append(Level(float(match["limit"]), f"gate: {condition}"))
     return found

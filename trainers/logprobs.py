@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from trainers.statistics import Slopes, Statistics, join
 
-CHUNK = {"cpu": 512, "cuda": 2048}
+CHUNK = {"cpu": 1024, "cuda": 2048}
 """Tokens whose probabilities are held at once."""
 PIECE = {"cpu": 128, "cuda": 2048}
 """Tokens of one softmax: on a CPU few enough to stay in its cache."""
-PANEL = {"cpu": 4096, "cuda": 1 << 30}
+PANEL = {"cpu": 8192, "cuda": 1 << 30}
 """Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
 SMALLEST = 1e-30
 """Probabilities below this may have lost digits, or all of them; their logarithm is taken another way."""

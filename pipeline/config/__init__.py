@@ -4,10 +4,29 @@ Nothing here imports torch, vLLM or Prefect, so that a wrong recipe is refused a
 Where a part comes in several kinds, ``type`` names the kind. How files become these models: ``pipeline.recipe``.
 """
 
-from pipeline.config.base import Call, Strict
+from pipeline.config.base import CONDITION, Call, Strict
 from pipeline.config.evaluation import EvaluationConfig, KlProbe, Probe, ShareProbe
-from pipeline.config.gate import GATE_CONDITION, GATE_METRICS, GateConfig
-from pipeline.config.judge import CallableJudge, JudgeConfig, LengthRule, RegexRule, RewardModelJudge, Rule, RulesJudge
+from pipeline.config.gate import GATE_METRICS, GateConfig
+from pipeline.config.health import HEALTH_METRICS, HealthConfig
+from pipeline.config.judge import (
+    CallableJudge,
+    ConstraintRule,
+    Endpoint,
+    FinalAnswerRule,
+    HumanJudge,
+    JsonSchemaRule,
+    JudgeConfig,
+    LengthRule,
+    PairwiseJudge,
+    PanelJudge,
+    PanelMember,
+    PointwiseJudge,
+    RegexRule,
+    RewardModelJudge,
+    Rule,
+    RulesJudge,
+    SingleJudge,
+)
 from pipeline.config.losses import (
     AlphaDivergenceLoss,
     AotPairedLoss,
@@ -51,8 +70,9 @@ from pipeline.config.sampling import SamplingConfig
 from pipeline.config.trainer import GuardsConfig, LoraConfig, TrainerConfig
 
 __all__ = [
-    "GATE_CONDITION",
+    "CONDITION",
     "GATE_METRICS",
+    "HEALTH_METRICS",
     "AlphaDivergenceLoss",
     "AotPairedLoss",
     "AotUnpairedLoss",
@@ -63,19 +83,25 @@ __all__ = [
     "Call",
     "CallableJudge",
     "CallablePrompts",
+    "ConstraintRule",
     "CpoLoss",
     "DiscopopLoss",
+    "Endpoint",
     "EvaluationConfig",
     "ExoLoss",
     "FilePrompts",
+    "FinalAnswerRule",
     "ForwardKlLoss",
     "GateConfig",
     "GuardsConfig",
+    "HealthConfig",
     "HingeLoss",
     "HubPrompts",
+    "HumanJudge",
     "IpoLengthNormalisedLoss",
     "IpoSumLoss",
     "JensenShannonLoss",
+    "JsonSchemaRule",
     "JudgeConfig",
     "KlProbe",
     "KtoLoss",
@@ -92,6 +118,10 @@ __all__ = [
     "OddsLoss",
     "OffsetLoss",
     "PairingConfig",
+    "PairwiseJudge",
+    "PanelJudge",
+    "PanelMember",
+    "PointwiseJudge",
     "PolicyConfig",
     "PositiveLoss",
     "PretrainedPolicy",
@@ -108,6 +138,7 @@ __all__ = [
     "ShareProbe",
     "SigmoidLoss",
     "SimpoLoss",
+    "SingleJudge",
     "SppoLoss",
     "Strict",
     "Tdpo1Loss",

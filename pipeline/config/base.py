@@ -12,6 +12,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+CONDITION = re.compile(r"\s*(?P<metric>[\w.-]+)\s*(?P<operator>>=|<=|>|<)\s*(?P<limit>-?\d+(\.\d+)?(e-?\d+)?)\s*")
+"""``metric operator number``, e.g. ``kl <= 10``."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """``auto`` keeps the checkpoint's own."""

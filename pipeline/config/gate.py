@@ -1,6 +1,5 @@
 """What a policy must show to be promoted."""
 
-import re
 from typing import Literal
 
 from pipeline.config.base import Strict
@@ -9,7 +8,6 @@ GATE_METRICS = (
     "win_rate", "win_rate_low", "win_rate_vs_initial", "win_rate_vs_initial_low", "score_mean", "score_delta",
     "score_delta_low", "kl", "length", "length_ratio", "truncated",
 )  # fmt: skip
-GATE_CONDITION = re.compile(r"\s*(?P<metric>[\w.-]+)\s*(?P<operator>>=|<=|>|<)\s*(?P<limit>-?\d+(\.\d+)?(e-?\d+)?)\s*")
 
 
 class GateConfig(Strict):

@@ -4,9 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Strict
+from pipeline.config.base import CONDITION, Strict
 from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.gate import GATE_CONDITION, GATE_METRICS, GateConfig
+from pipeline.config.gate import GATE_METRICS, GateConfig
+from pipeline.config.health import HealthConfig
 from pipeline.config.judge import JudgeConfig
 from pipeline.config.pairing import PairingConfig
 from pipeline.config.policy import PolicyConfig
@@ -21,6 +22,8 @@ class LimitsConfig(Strict):
     threads: int | None = Field(None, ge=1)
     """CPU threads of the trainer and of the engine. None lets torch take every core; small models are faster with 1."""
 
+    budget: float | None = Field(None, ge=0.0)
+    """Money the run may spend on judges, in the currency of their prices. It is reserved before a call is sent."""
     retries: int = Field(1, ge=0)
     """Further tries of a stage whose engine or judge failed; finished shards are kept."""
     retry_delay: float = Field(2.0, ge=0)
@@ -40,6 +43,7 @@ class RunConfig(Strict):
     prompts: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
     judge: JudgeConfig
+    health: HealthConfig = HealthConfig()
     pairing: PairingConfig = PairingConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -50,7 +54,7 @@ class RunConfig(Strict):
     def _gate_reads_what_is_measured(self) -> Self:
         allowed = [*GATE_METRICS, *(f"probes.{name}" for name in self.evaluation.probes)]
         for condition in self.gate.require:
-            match = GATE_CONDITION.fullmatch(condition)
+            match = CONDITION.fullmatch(condition)
             if match is None or match["metric"] not in allowed:
                 raise ValueError(
                     f"gate.require: {condition!r} is not '<metric> <operator> <number>' with an operator of"

@@ -90,25 +90,26 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
 
 
 def alternate(
-    contestants: Mapping[str, Contestant], batches: Sequence[Batch], run: Run = step,
+    contestants: Mapping[str, Contestant], batches: Sequence[Batch], run: Run = step, warm_up: int = 1,
     turns: Mapping[str, int] | None = None,
 ) -> dict[str, Samples]:  # fmt: skip
     """Every contestant runs every batch, one after another within a repetition, the order reversed each time.
 
-    The first batch warms up: its result counts, its time does not. ``turns`` limits the timed repetitions of slow
-    contestants; they take the first ones.
+    The first ``warm_up`` batches' results count, their times do not: a process's heap grows for the first few batches
+    of new lengths, and the page faults of that are a fifth of a step. ``turns`` limits the timed repetitions of slow
+    contestants; they take the first ones, and warm up on one batch.
     """
     samples = {name: Samples() for name in contestants}
     order = list(contestants)
     for repetition, batch in enumerate(batches):
         for name in order if repetition % 2 else reversed(order):
-            if repetition > (turns or {}).get(name, len(batches)):
+            if turns and name in turns and not warm_up - 1 <= repetition < warm_up + turns[name]:
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             result = run(contestants[name], batch)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             samples[name].results.append(result)
-            if repetition:
+            if repetition >= warm_up:
                 samples[name].wall.append(wall)
                 samples[name].cpu.append(cpu)
                 samples[name].pairs.append(len(batch))

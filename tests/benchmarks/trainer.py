@@ -41,6 +41,7 @@ def main(
     only: Annotated[str, typer.Option(help=f"Sections, by comma: {', '.join(SECTIONS)}.")] = ",".join(SECTIONS),
     models: Annotated[str, typer.Option(help="A (hidden 256, vocabulary 32k), B (512, 8k).")] = "A,B",
     pairs: Annotated[int, typer.Option(help="Pairs an optimiser step.")] = 32,
+    warm_up: Annotated[int, typer.Option(help="Untimed steps before, until the heap has grown.")] = 5,
     repetitions: Annotated[int, typer.Option(help="Timed steps.")] = 5,
     installed: Annotated[int, typer.Option(help="Timed steps of TRL as installed, which is slow.")] = 2,
     batch: Annotated[str, typer.Option(help="TRL's batch sizes; tried out where not given.")] = "",
@@ -55,20 +56,15 @@ def main(
     if unknown := set(chosen) - set(SECTIONS):
         raise typer.BadParameter(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if quick:
-        chosen, models, pairs, repetitions, installed = (
-            ["typical", "groups", "reference", "float32", "memory"],
-            "A",
-            4,
-            1,
-            1,
-        )
+        chosen, models = ["typical", "groups", "reference", "float32", "memory"], "A"
+        pairs, warm_up, repetitions, installed = 4, 1, 1, 1
         batch, json = batch or "ideal=2,installed=1", Path(os.devnull) if json == RESULTS else json
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, so before any of the rest
 
     from contest import Contest
 
     contest = Contest(
-        models=models.split(","), names=contestants.split(","), pairs=pairs, repetitions=repetitions,
+        models=models.split(","), names=contestants.split(","), pairs=pairs, warm_up=warm_up, repetitions=repetitions,
         installed=installed, threads=threads, batch_sizes=sizes(batch), quick=quick,
         allocator=allocator, compile=compile,
     )  # fmt: skip

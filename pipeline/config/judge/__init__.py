@@ -1,0 +1,31 @@
+"""Who scores the candidates. One kind of judge a file."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.config.judge.function import CallableJudge
+from pipeline.config.judge.human import HumanJudge
+from pipeline.config.judge.llm import Endpoint, PairwiseJudge, PointwiseJudge
+from pipeline.config.judge.panel import PanelJudge, PanelMember, SingleJudge
+from pipeline.config.judge.reward_model import RewardModelJudge
+from pipeline.config.judge.rules import (
+    ConstraintRule,
+    FinalAnswerRule,
+    JsonSchemaRule,
+    LengthRule,
+    RegexRule,
+    Rule,
+    RulesJudge,
+)
+
+JudgeConfig = Annotated[
+    RulesJudge | CallableJudge | RewardModelJudge | PointwiseJudge | PairwiseJudge | HumanJudge | PanelJudge,
+    Field(discriminator="type"),
+]
+
+__all__ = [
+    "CallableJudge", "ConstraintRule", "Endpoint", "FinalAnswerRule", "HumanJudge", "JsonSchemaRule", "JudgeConfig",
+    "LengthRule", "PairwiseJudge", "PanelJudge", "PanelMember", "PointwiseJudge", "RegexRule", "RewardModelJudge",
+    "Rule", "RulesJudge", "SingleJudge",
+]  # fmt: skip

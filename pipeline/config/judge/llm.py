@@ -1,0 +1,94 @@
+"""Language models as judges, over any OpenAI-compatible endpoint."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Strict
+
+
+class Endpoint(Strict):
+    """A model at an OpenAI-compatible address, and how hard it may be asked."""
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; never the key itself. Local servers need none."""
+    concurrency: int = Field(64, ge=1)
+    """Calls in flight."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    timeout: float = Field(120.0, gt=0)
+    """Seconds a try."""
+    tries: int = Field(8, ge=1)
+    """Of one call, before it is given up and its vote abstains."""
+    price_in: float | None = Field(None, ge=0)
+    """Money per million prompt tokens; a budget needs both prices."""
+    price_out: float | None = Field(None, ge=0)
+    batch: bool = False
+    """Through the Batch API: half the price, answers within a day."""
+    structured: Literal["json_schema", "choice", "none"] = "json_schema"
+    """How the verdict's form is asked for: ``response_format`` (OpenAI, vLLM), vLLM's ``structured_outputs`` choices
+    (no reasoning, soft labels), or by the prompt alone."""
+    logprobs: bool = False
+    """Ask for the verdict tokens' log-probabilities: the score becomes an expected value."""
+    extra: dict[str, Any] = {}
+    """Further fields of the request's body, as they are."""
+
+    @model_validator(mode="after")
+    def _both_prices_or_none(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out go together; give both or neither")
+        return self
+
+
+class _LlmJudge(Strict):
+    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
+    """One judge model, or several: a jury, whose scores are the mean of those that did not abstain."""
+    quorum: int = Field(1, ge=1)
+    """Fewest models of a jury that must have given a verdict; else it abstains."""
+    rubric: str = ""
+    """What is good, in words; goes into the template. Empty: helpfulness, correctness and clarity."""
+    template: str | None = None
+    """A Jinja file with the judge's prompt, in place of the packaged one."""
+    reasoning: bool = True
+    """Ask for reasons before the verdict. With ``structured = "choice"`` there are none."""
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    samples: int = Field(1, ge=1)
+    """Times each model is asked the same; the mean counts."""
+    max_tokens: int = Field(1024, ge=1)
+    """Of a reply."""
+    seed: int | None = 0
+    """Sent with each call; the sample's number is added. None sends none."""
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> Self:
+        if self.quorum > len(self.endpoints):
+            raise ValueError(f"quorum: {self.quorum} of {len(self.endpoints)} endpoints; allowed: up to their number")
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError(f"samples: {self.samples} at temperature 0 are one; allowed: 1, or a temperature above 0")
+        return self
+
+
+class PointwiseJudge(_LlmJudge):
+    """Rates each candidate alone on a scale. The score is the expected value over the labels' log-probabilities where
+    the endpoint gives them, else the label itself."""
+
+    type: Literal["pointwise"]
+    lowest: int = Field(1, ge=0, le=9)
+    highest: int = Field(9, ge=1, le=100)
+    """One token a label keeps log-probabilities simple; above 9 the expected value needs more tokens."""
+
+
+class PairwiseJudge(_LlmJudge):
+    """Compares two candidates at a time, in both orders; a verdict that changes with the order is a tie."""
+
+    type: Literal["pairwise"]
+    schedule: Literal["all_pairs", "knockout"] = "all_pairs"
+    """``all_pairs``: n (n − 1) / 2 comparisons and Bradley-Terry strengths; ``knockout``: best and worst by two
+    knockouts in about 3 n / 2 comparisons, scores 1 and −1, 0 between."""
+    ties: bool = True
+    """Whether the judge may call a tie."""
+
+
+LlmJudge = Annotated[PointwiseJudge | PairwiseJudge, Field(discriminator="type")]

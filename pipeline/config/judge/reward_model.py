@@ -1,0 +1,28 @@
+"""Reward models: sequence classifiers whose raw logits are scores."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Precision, Strict
+
+
+class RewardModelJudge(Strict):
+    """A sequence classifier: its raw logit, or a weighted sum of several, is the score."""
+
+    type: Literal["reward_model"]
+    path: str
+    """Hub name or directory."""
+    revision: str | None = None
+    dtype: Precision = "auto"
+    heads: dict[str, float] = {}
+    """Weights of a classifier's several outputs, by label (``id2label``) or number; every output's logit is kept.
+    Empty: the classifier must have one output."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``vllm`` scores with a pooling engine, usually faster; the scores are the same to rounding."""
+    base_url: str | None = None
+    """Of a running ``vllm serve MODEL --runner pooling``, in place of an engine of our own."""
+    max_tokens: int = Field(4096, ge=16)
+    """Conversations longer than this abstain."""
+    token_budget: int = Field(16384, ge=16)
+    """Tokens a forward pass, padding included."""
