@@ -1,0 +1,245 @@
+"""A paid API that costs nothing: a real local HTTP server that speaks chat completions, with faults on demand.
+
+    with ApiServer(lambda body: "[[A]]", faults={"server_error": 0.1, "rate_limited": 0.1}) as server:
+        Endpoint(model="m", base_url=server.base_url)
+
+``reply`` gets the request's body and gives the text, or a whole ``message``, or a whole completion (a mapping with
+``choices``). Faults come from ``script`` first (one an arriving call, None is no fault), then by probability.
+``server.calls`` is every call that arrived, in order, with what became of it. It runs on a thread of its own; as a
+script, in a process of its own, for benchmarks.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+Body = dict[str, Any]
+ReplyTo = Callable[[Body], str | Mapping[str, Any]]
+
+STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+          429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
+REFUSED = {
+    "rate_limited": (429, "rate_limit_exceeded", "Rate limit reached for requests"),
+    "insufficient_quota": (429, "insufficient_quota", "You exceeded your current quota, please check your plan"),
+    "server_error": (500, "server_error", "The server had an error while processing your request"),
+    "overloaded": (503, "overloaded", "The engine is currently overloaded"),
+    "bad_request": (400, "invalid_value", "Unsupported value: 'temperature'"),
+    "unauthorised": (401, "invalid_api_key", "Incorrect API key provided"),
+    "forbidden": (403, "unsupported_country", "Country, region, or territory not supported"),
+    "no_such_model": (404, "model_not_found", "The model does not exist or you do not have access to it"),
+}
+"""Faults that are an error status: status, code, message."""
+SPOILT = {
+    "prose": "Both answers have their merits, and I would rather not choose.",
+    "wrong_schema": '{"colour": "red"}',
+    "cut_content": '{"reasons": "the first is',
+    "empty": "",
+}
+"""Faults that are a perfect completion with bad content."""
+FAULTS = (*REFUSED, *SPOILT, "refusal", "empty_choices", "error_in_200", "cut_json", "cut_body", "cut_connection",
+          "timeout", "not_json", "no_usage")  # fmt: skip
+
+
+@dataclass(slots=True)
+class Call:
+    body: Body
+    headers: Mapping[str, str]
+    fault: str | None
+    at: float
+    """The server's clock, seconds."""
+    answered: bool = False
+    """A whole completion was sent and the caller was still there."""
+
+
+@dataclass(slots=True)
+class Response:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Promise more bytes than come, then hang up."""
+
+
+def completion(body: Body, content: str | Mapping[str, Any], usage: bool = True) -> Body:
+    """A chat completion; tokens are counted as words."""
+    if isinstance(content, Mapping) and "choices" in content:
+        return dict(content)
+    message = {"content": content} if isinstance(content, str) else dict(content)
+    made: Body = {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": body.get("model"),
+        "choices": [{"index": 0, "message": {"role": "assistant", "refusal": None, **message}, "finish_reason": "stop",
+                     "logprobs": None}],
+    }  # fmt: skip
+    if usage:
+        read = sum(len(str(message["content"]).split()) for message in body.get("messages", []))
+        written = len(str(message.get("content") or "").split())
+        made["usage"] = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return made
+
+
+class ApiServer:
+    """Serves from entry to exit of a ``with``; ``base_url`` is what an Endpoint takes."""
+
+    def __init__(
+        self, reply: ReplyTo = lambda body: "[[A]]", *, faults: Mapping[str, float] | None = None,
+        script: Iterable[str | None] = (), retry_after: str | None = "0", latency: float = 0.0,
+        capacity: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.reply, self.faults, self.script = reply, dict(faults or {}), deque(script)
+        self.retry_after, self.latency, self.capacity = retry_after, latency, capacity
+        self.calls: list[Call] = []
+        self.random = random.Random(seed)
+        self.busy, self.most_busy = 0, 0
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.base_url = ""
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="api-server", daemon=True)
+        self._ready = threading.Event()
+        if unknown := (self.faults.keys() | {each for each in self.script if each}) - set(FAULTS):
+            raise ValueError(f"faults {sorted(unknown)}; there are {FAULTS}")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+    @property
+    def answered(self) -> list[Call]:
+        return [call for call in self.calls if call.answered]
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        server = self.loop.run_until_complete(
+            self.loop.create_server(lambda: Connection(self), "127.0.0.1", 0, backlog=1024)
+        )
+        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        self._ready.set()
+        self.loop.run_forever()
+        server.close()
+        self.loop.close()
+
+    def next_fault(self) -> str | None:
+        if self.script:
+            return self.script.popleft()
+        draw = self.random.random()
+        for kind, probability in self.faults.items():
+            if (draw := draw - probability) < 0:
+                return kind
+        return None
+
+    def admit(self, work: Callable[[], None]) -> None:
+        """Start ``work`` in ``latency`` seconds, once fewer than ``capacity`` are being worked on."""
+        if self.capacity is not None and self.busy >= self.capacity:
+            self.waiting.append(work)
+            return
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        self.loop.call_later(self.latency, self._finish, work)
+
+    def _finish(self, work: Callable[[], None]) -> None:
+        self.busy -= 1
+        work()
+        if self.waiting:
+            self.admit(self.waiting.popleft())
+
+    def respond(self, call: Call) -> Response | None:
+        """What to send; None: nothing, ever."""
+        fault = call.fault
+        if fault in REFUSED:
+            status, code, message = REFUSED[fault]
+            headers = {"retry-after": self.retry_after} if status == 429 and self.retry_after is not None else {}
+            error = {"message": message, "type": code, "code": code, "param": None}
+            return Response(status, json.dumps({"error": error}).encode(), headers)
+        if fault == "timeout":
+            return None
+        if fault == "not_json":
+            return Response(200, b"<html>Bad Gateway</html>", {"content-type": "text/html"})
+        if fault == "error_in_200":
+            return Response(200, b'{"error": {"message": "Provider returned error", "code": 502}}')
+        if fault == "empty_choices":
+            return Response(200, json.dumps({**completion(call.body, ""), "choices": []}).encode())
+        if fault == "refusal":
+            content: Any = {"content": None, "refusal": "I cannot help with that."}
+        else:
+            content = SPOILT[fault] if fault in SPOILT else self.reply(call.body)
+        body = json.dumps(completion(call.body, content, usage=fault != "no_usage")).encode()
+        if fault == "cut_json":
+            return Response(200, body[: len(body) // 2])
+        if fault in ("cut_body", "cut_connection"):
+            return Response(200, body[: len(body) // 2] if fault == "cut_body" else b"", cut=True)
+        call.answered = True
+        return Response(200, body)
+
+
+class Connection(asyncio.Protocol):
+    """HTTP/1.1 with keep-alive, one request at a time, as clients send them."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.buffer = b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = self.buffer[:end].decode("latin-1").split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+            size = int(headers.get("content-length", "0"))
+            if len(self.buffer) < end + 4 + size:
+                return
+            payload, self.buffer = self.buffer[end + 4 : end + 4 + size], self.buffer[end + 4 + size :]
+            method, path, _ = head[0].split(" ")
+            self.route(method, path, headers, payload)
+
+    def route(self, method: str, path: str, headers: Mapping[str, str], payload: bytes) -> None:
+        if (method, path) == ("POST", "/v1/chat/completions"):
+            call = Call(json.loads(payload), headers, self.server.next_fault(), self.server.loop.time())
+            self.server.calls.append(call)
+            self.server.admit(lambda: self.complete(call))
+        else:
+            self.send(Response(404, b'{"error": {"message": "no such path"}}'))
+
+    def complete(self, call: Call) -> None:
+        response = None if self.transport.is_closing() else self.server.respond(call)
+        if response is not None:
+            self.send(response)
+
+    def send(self, response: Response) -> None:
+        size = len(response.body) + (100 if response.cut else 0)
+        headers = {"content-type": "application/json", "content-length": str(size), **response.headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        start = f"HTTP/1.1 {response.status} {STATUS[response.status]}\r\n{lines}\r\n"
+        if response.cut and not response.body:
+            self.transport.abort()
+            return
+        self.transport.write(start.encode() + response.body)
+        if response.cut:
+            self.transport.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--capacity", type=int, default=256)
+    options = parser.parse_args()
+    with ApiServer(latency=options.latency, capacity=options.capacity) as server:
+        print(server.base_url, flush=True)  # noqa: T201
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
