@@ -1,13 +1,11 @@
 """The gate: a policy is promoted only on evidence. Pure: an evaluation in, a decision out."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import CONDITION, GateConfig
+from pipeline.conditions import holds, metric_of, written
+from pipeline.config import GateConfig
 from pipeline.types import GateCheck, GateDecision
-
-OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
@@ -26,16 +24,8 @@ def no_pairs(dropped: Mapping[str, int]) -> GateDecision:
     return GateDecision("stop", f"pairing kept none of {sum(dropped.values())} groups ({said})")
 
 
-def written(value: float | None) -> str:
-    """A figure in a sentence. There is none where no sample was judged, or, for an interval, where one prompt was."""
-    return "not known" if value is None else f"{value:.4g}"
-
-
 def _check(condition: str, evaluation: Mapping[str, Any]) -> GateCheck:
-    match = CONDITION.fullmatch(condition)
-    assert match is not None, "validated with the config"
-    metric = match["metric"]
+    metric = metric_of(condition)
     probe = metric.removeprefix("probes.")
     value = evaluation["probes"][probe] if metric != probe else evaluation[metric]
-    passed = value is not None and OPERATORS[match["operator"]](value, float(match["limit"]))
-    return GateCheck(condition, value, bool(passed))
+    return GateCheck(condition, value, holds(condition, value))

@@ -19,10 +19,11 @@ from prefect.cache_policies import NO_CACHE
 from flows import environment, stages, training
 from flows.console import Console, round_rows
 from flows.evaluate import evaluate
-from flows.gate import decide, no_pairs, written
+from flows.gate import decide, no_pairs
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
+from pipeline.conditions import written
 from pipeline.config import RunConfig
 from pipeline.errors import JudgeError, SamplingError
 from pipeline.prompts import round_slice

@@ -12,10 +12,11 @@ from typing import Any
 
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
+from pipeline.rows import SUFFIXES
 from pipeline.runs import Run
 from pipeline.store import MANIFEST, Store
 from pipeline.types import Policy
-from trainers.records import HUB_NAME, SUFFIXES
+from trainers.records import HUB_NAME
 
 OF_RUN = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<round>\d+))?")
 NAMED = re.compile(r"(?P<name>[\w.:-]+)=(?P<place>.+)")

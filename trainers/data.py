@@ -4,7 +4,6 @@ Formats are recognised by the columns of the first row. Our own pairs (``pipelin
 sampled, and keep them; everything else is text, and is encoded once: see ``trainers.records`` for its columns.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, StoreError
+from pipeline.rows import SUFFIXES, read_rows, read_tables
 from pipeline.store import MANIFEST, Artifact, digest
 from pipeline.tables import PAIRS, read_pairs
 from pipeline.types import PreferencePair
 from trainers.encoded import Encoded, Tally
 from trainers.encoding import Encoder, pair_rows
 from trainers.examples import Example
-from trainers.records import HUB_NAME, PAIR, SUFFIXES, UNPAIRED, Unusable
+from trainers.records import HUB_NAME, PAIR, UNPAIRED, Unusable
 
 FORMATS = (
     "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
@@ -160,46 +159,13 @@ def _folder(path: Path, split: str | None) -> Iterator[Any]:
 
 
 def _file(path: Path) -> Iterator[Any]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
-        batches = pq.ParquetFile(path).iter_batches(batch_size=1024)
-        return chain.from_iterable(_table_rows(pa.Table.from_batches([batch])) for batch in batches)
-    if name.endswith(".csv"):
-        import pandas as pd
-
-        try:  # nothing is guessed: "NA" and "1" can be responses
-            return iter(pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"))
-        except ValueError as error:
-            raise DataError(f"data set {str(path)!r} is no table of comma-separated values: {error}") from error
-    if name.endswith((".json", ".jsonl")):
-        return _json(path, lines=name.endswith(".jsonl"))
-    raise DataError(f"data set {str(path)!r} ends in none of {', '.join(SUFFIXES)}")
+    if path.name.endswith(".parquet"):
+        return chain.from_iterable(map(_table_rows, read_tables(path)))
+    return read_rows(path)
 
 
 def _table_rows(table: pa.Table) -> Iterable[Any]:
     return read_pairs(table) if set(PAIRS.names) <= set(table.column_names) else table.to_pylist()
-
-
-def _json(path: Path, lines: bool) -> Iterator[Any]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        if not lines:
-            text = file.read()
-            try:
-                whole = json.loads(text)
-            except ValueError:  # JSON lines under the other name
-                yield from (_parsed(line) for line in text.splitlines() if line.strip())
-            else:
-                yield from whole if isinstance(whole, list) else [whole]
-            return
-        yield from (_parsed(line) for line in file if line.strip())
-
-
-def _parsed(line: bytes) -> Any:
-    """What the line says; the line itself where it is not JSON, to be counted as no record."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line
 
 
 def _hub(path: str, config: str | None, revision: str | None, split: str) -> Iterator[Any]:

@@ -38,8 +38,6 @@ from typing import Any
 Message = Mapping[str, Any]
 """A turn of a conversation: role, content, and whatever else the chat template reads."""
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
-"""How files of rows end."""
 HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 """How data sets of rows on the Hub are called here."""
 PAIR = frozenset({"chosen", "rejected"})

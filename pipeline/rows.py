@@ -1,0 +1,66 @@
+"""Rows of data files: JSON lines, JSON, comma-separated values (each also gzipped) and Parquet."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
+"""How files of rows end."""
+
+
+def read_rows(path: Path) -> Iterator[Any]:
+    """The rows of a file, as they come: mappings, or whatever else a line of JSON holds (bytes, where it is no JSON).
+
+    Raises:
+        DataError: the name ends in none of ``SUFFIXES``, or a file of comma-separated values is no table.
+        OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException: it cannot be read; some only when it is reached.
+    """
+    name = path.name.removesuffix(".gz")
+    if path.name.endswith(".parquet"):
+        return chain.from_iterable(table.to_pylist() for table in read_tables(path))
+    if name.endswith(".csv"):
+        import pandas as pd
+
+        try:  # nothing is guessed: "NA" and "1" can be responses
+            return iter(pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"))
+        except ValueError as error:
+            raise DataError(f"data set {str(path)!r} is no table of comma-separated values: {error}") from error
+    if name.endswith((".json", ".jsonl")):
+        return _json(path, lines=name.endswith(".jsonl"))
+    raise DataError(f"data set {str(path)!r} ends in none of {', '.join(SUFFIXES)}")
+
+
+def read_tables(path: Path) -> Iterator[pa.Table]:
+    """A Parquet file in pieces that fit in memory."""
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+        yield pa.Table.from_batches([batch])
+
+
+def _json(path: Path, lines: bool) -> Iterator[Any]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        if not lines:
+            text = file.read()
+            try:
+                whole = json.loads(text)
+            except ValueError:  # JSON lines under the other name
+                yield from (_parsed(line) for line in text.splitlines() if line.strip())
+            else:
+                yield from whole if isinstance(whole, list) else [whole]
+            return
+        yield from (_parsed(line) for line in file if line.strip())
+
+
+def _parsed(line: bytes) -> Any:
+    """What the line says; the line itself where it is not JSON, to be counted as no record."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
