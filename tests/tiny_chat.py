@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
@@ -20,7 +24,7 @@ TEMPLATE = (
 )
 
 
-def save_tokenizer(path: Path, template: str | None) -> None:
+def save_tokenizer(path: Path, template: str | None, **more: Any) -> None:
     """Bytes as tokens, and a BOS put before every text: the set-up in which a template gives two."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *alphabet])}, []))
@@ -28,7 +32,8 @@ def save_tokenizer(path: Path, template: str | None) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(special | more))
     fast.chat_template = template
     fast.save_pretrained(path)
 
@@ -46,6 +51,22 @@ def reward_model(path: Path, template: str | None = TEMPLATE, seed: int = 0, **m
     model = LlamaForSequenceClassification(llama(**{"num_labels": 1, "pad_token_id": 0} | more))
     model.save_pretrained(path)
     save_tokenizer(path, template)
+    return path
+
+
+def encoder_reward_model(path: Path, kind: str = "bert", **more: Any) -> Path:
+    """A classifier that reads all of a text at once: BERT, or RoBERTa, which counts positions from its padding id."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "num_labels": 1,
+        "pad_token_id": 0,
+    } | more  # fmt: skip
+    if kind == "bert":
+        BertForSequenceClassification(BertConfig(**settings)).save_pretrained(path)
+    else:
+        RobertaForSequenceClassification(RobertaConfig(**settings)).save_pretrained(path)
+    save_tokenizer(path, TEMPLATE)
     return path
 
 

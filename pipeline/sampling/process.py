@@ -104,7 +104,8 @@ class EngineProcess:
 
     def _start(self) -> None:
         self.close()
-        self._child = Child(self._engine, self._config, self._log)
+        arguments = [self._engine, self._config.model_dump_json()]
+        self._child = Child("pipeline.sampling.worker", arguments, self._log)
 
     def _ask(self, command: messages.Command) -> messages.Reply:
         """Done or Stale. Raises the engine's error, or EngineDiedError."""
@@ -154,18 +155,17 @@ class EngineProcess:
 
 
 class Child:
-    """The engine's process and this end of the socket to it."""
+    """An engine's process, ``python -m MODULE SOCKET ARGUMENTS…``, and this end of the socket to it."""
 
-    def __init__(self, engine: EngineName, config: SamplingConfig, log: Path) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
         self._log = log
         ours, theirs = socket.socketpair()
         environment = os.environ | ENVIRONMENT
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        arguments = [str(theirs.fileno()), engine, config.model_dump_json()]
         with theirs, open(log, "ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.sampling.worker", *arguments],
+                [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import cast
+from typing import Any, cast
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import RatchetError, SamplingError
@@ -33,10 +33,9 @@ class Worker:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._inbox: SimpleQueue[messages.Command] = SimpleQueue()
+        self._inbox = inbox(connection)
         self._sampling = False
         self._spoke = 0.0
-        threading.Thread(target=self._read, daemon=True).start()
 
     def serve(self, engine: Sampler) -> None:
         from pipeline.sampling.served import StaleEngine
@@ -102,13 +101,20 @@ class Worker:
         self._spoke = time.monotonic()
         self._connection.send(reply)
 
-    def _read(self) -> None:
-        """Also notices that the parent is gone, while the engine is busy elsewhere."""
+
+def inbox(connection: Connection) -> SimpleQueue[Any]:
+    """What the parent sends, read as it comes: so its end is noticed while the engine is busy elsewhere."""
+    queue: SimpleQueue[Any] = SimpleQueue()
+
+    def read() -> None:
         try:
             while True:
-                self._inbox.put(self._connection.recv())
+                queue.put(connection.recv())
         except (EOFError, OSError):
             os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=read, daemon=True).start()
+    return queue
 
 
 def _carry_out(engine: Sampler, command: messages.Load | messages.Score | messages.Sleep) -> object:

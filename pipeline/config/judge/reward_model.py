@@ -21,8 +21,11 @@ class RewardModelJudge(Strict):
     engine: Literal["transformers", "vllm"] = "transformers"
     """``vllm`` scores with a pooling engine, usually faster; the scores are the same to rounding."""
     base_url: str | None = None
-    """Of a running ``vllm serve MODEL --runner pooling``, in place of an engine of our own."""
+    """Of a running ``vllm serve MODEL --runner pooling --convert classify``, in place of an engine of our own; ``path``
+    is still read for the tokenizer. Where the server wants a key, it is in the environment's VLLM_API_KEY."""
     max_tokens: int = Field(4096, ge=16)
     """Conversations longer than this abstain."""
     token_budget: int = Field(16384, ge=16)
-    """Tokens a forward pass, padding included."""
+    """Tokens a forward pass of transformers', padding included. Bounds memory, not the scores."""
+    gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
+    """Share of a GPU's memory that vLLM's engine takes."""

@@ -87,7 +87,7 @@ def test_a_killed_engine_is_reported_and_load_starts_another(own_sampler: Sample
 
 
 def test_a_silent_engine_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    child = Child("transformers", SamplingConfig(), tmp_path / "engine.log")
+    child = Child("pipeline.sampling.worker", ["transformers", SamplingConfig().model_dump_json()], tmp_path / "engine.log")
     os.kill(child.process.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         child.receive(timeout=0.1)
