@@ -40,28 +40,40 @@ class Reply:
     """The provider's JSON: a chat completion."""
 
     @property
-    def _choice(self) -> Mapping[str, Any]:
-        choices = self.raw.get("choices") or [{}]
-        return choices[0] if isinstance(choices[0], Mapping) else {}
-
-    @property
     def text(self) -> str:
         """Of the first choice; empty where the provider sent none."""
-        content = (self._choice.get("message") or {}).get("content")
+        content = self._message.get("content")
         return content if isinstance(content, str) else ""
 
     @property
     def refusal(self) -> str | None:
-        return (self._choice.get("message") or {}).get("refusal")
+        refusal = self._message.get("refusal")
+        return refusal if isinstance(refusal, str) else None
 
     @property
     def finish_reason(self) -> str | None:
-        return self._choice.get("finish_reason")
+        reason = self._choice.get("finish_reason")
+        return reason if isinstance(reason, str) else None
 
     @property
     def logprobs(self) -> list[Mapping[str, Any]]:
         """A token each, with ``token``, ``logprob`` (nats) and ``top_logprobs``; empty where there are none."""
-        return list((self._choice.get("logprobs") or {}).get("content") or [])
+        tokens = _mapping(self._choice.get("logprobs")).get("content")
+        return [_mapping(token) for token in tokens] if isinstance(tokens, list) else []
+
+    @property
+    def _choice(self) -> Mapping[str, Any]:
+        choices = self.raw.get("choices")
+        return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+
+    @property
+    def _message(self) -> Mapping[str, Any]:
+        return _mapping(self._choice.get("message"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Providers send what they like: where an object should be and is not, there is an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)

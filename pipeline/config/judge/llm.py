@@ -33,7 +33,8 @@ class Endpoint(Strict):
     logprobs: bool = False
     """Ask for the verdict tokens' log-probabilities: the score becomes an expected value."""
     extra: dict[str, Any] = {}
-    """Further fields of the request's body, as they are."""
+    """Further fields of the request's body, as they are; they win over ours. ``max_completion_tokens``, which some
+    models take in place of ``max_tokens``, replaces it."""
 
     @model_validator(mode="after")
     def _both_prices_or_none(self) -> Self:
@@ -50,7 +51,7 @@ class _LlmJudge(Strict):
     rubric: str = ""
     """What is good, in words; goes into the template. Empty: helpfulness, correctness and clarity."""
     template: str | None = None
-    """A Jinja file with the judge's prompt, in place of the packaged one."""
+    """A Jinja file with the judge's prompt, in place of the packaged one (``judges/templates``), or extending it."""
     reasoning: bool = True
     """Ask for reasons before the verdict. With ``structured = "choice"`` there are none."""
     temperature: float = Field(0.0, ge=0.0, le=2.0)
@@ -75,9 +76,15 @@ class PointwiseJudge(_LlmJudge):
     the endpoint gives them, else the label itself."""
 
     type: Literal["pointwise"]
-    lowest: int = Field(1, ge=0, le=9)
+    lowest: int = Field(1, ge=0, le=99)
     highest: int = Field(9, ge=1, le=100)
-    """One token a label keeps log-probabilities simple; above 9 the expected value needs more tokens."""
+    """Above 9 there is an expected value only where the model's tokenizer writes each label as one token."""
+
+    @model_validator(mode="after")
+    def _scale_has_two_ends(self) -> Self:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest: {self.lowest} with highest {self.highest}; allowed: less than highest")
+        return self
 
 
 class PairwiseJudge(_LlmJudge):
