@@ -7,8 +7,10 @@ from pydantic import Field, model_validator
 from pipeline.config.base import CONDITION, Strict
 
 HEALTH_METRICS = (
-    "agreement", "kappa", "kappa_low", "swap_consistency", "tie_rate", "abstention_rate", "length_bias", "canaries",
+    "agreement", "agreement_decided", "kappa", "kappa_low", "swap_consistency", "tie_rate", "abstention_rate",
+    "length_bias", "canaries",
 )  # fmt: skip
+"""Each is explained in ``judges.health_figures.Health``."""
 
 
 class HealthConfig(Strict):
