@@ -67,11 +67,16 @@ def reading_table(reading: "Reading", name: str) -> RenderableType:
     lines = [f"{escape(name)}: {len(reading.pairs):,} pairs of {reading.rows:,} rows{merged}"]
     for fault, meaning in DROPS.items():
         if count := reading.dropped.get(fault):
-            lines.append(f"  [yellow]{count:,}[/] dropped: {fault}, {meaning}")
+            lines.append(f"  [yellow]{count:,}[/] dropped: {fault}, {meaning} [dim]({_rows(reading, fault)})[/]")
     for fault, meaning in FLAGS.items():
         if count := reading.found.get(fault):
-            lines.append(f"  [dim]{count:,} noted: {fault}, {meaning}[/]")
+            lines.append(f"  [dim]{count:,} noted: {fault}, {meaning} ({_rows(reading, fault)})[/]")
     return Group(*lines)
+
+
+def _rows(reading: "Reading", fault: str) -> str:
+    """Where to look: the first rows that have it."""
+    return ", ".join(example.partition(":")[0] for example in reading.examples[fault])
 
 
 def health_table(health: "Health") -> RenderableType:

@@ -70,8 +70,8 @@ def test_what_could_not_be_measured_is_shown_as_unknown(tmp_path: Path, labels: 
 def test_every_row_that_was_left_out_is_shown(labels: Path) -> None:
     text = printed(reading_table(read_labels(labels), labels.name))
     assert "labels.jsonl: 12 pairs of 14 rows" in text
-    assert "1 dropped: boolean" in text
-    assert "1 dropped: duplicate" in text
+    assert "1 dropped: boolean, a response that is JSON's true or false: its text was lost (row 13)" in text
+    assert "1 dropped: duplicate, as an earlier row (row 14)" in text
 
 
 def test_a_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
