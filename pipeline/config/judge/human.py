@@ -18,3 +18,6 @@ class HumanJudge(Strict):
     """Votes a comparison needs."""
     exclude: tuple[str, ...] = ()
     """Annotators who do not count."""
+    accuracy: float | None = Field(None, ge=0, le=1)
+    """Share of calibration items an annotator must have answered as known to count; who answered none does not. None:
+    everyone counts."""
