@@ -101,7 +101,7 @@ def save_policy(
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(part, state_dict=_in_precision(model, dtype))
+    model.save_pretrained(part, state_dict=in_precision(model, dtype))
     config = copy.deepcopy(model.config)
     config.dtype = dtype  # save_pretrained wrote that of the model in memory
     config.save_pretrained(part)
@@ -115,7 +115,7 @@ def save_policy(
     return read_policy(directory)
 
 
-def _in_precision(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The model's state in ``dtype``. Tied weights stay one tensor: as two, both would be written."""
     state = model.state_dict()
     cast = {

@@ -19,10 +19,9 @@ from pipeline.rows import SUFFIXES, read_rows, read_tables
 from pipeline.store import MANIFEST, Artifact, digest
 from pipeline.tables import PAIRS, read_pairs
 from pipeline.types import PreferencePair
-from trainers.encoded import Encoded, Tally
-from trainers.encoding import Encoder, pair_rows
+from trainers.encoded import Encoded, RowEncoder
 from trainers.examples import Example
-from trainers.records import HUB_NAME, PAIR, UNPAIRED, Unusable
+from trainers.records import HUB_NAME, PAIR, UNPAIRED
 
 FORMATS = (
     "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
@@ -31,7 +30,7 @@ FORMATS = (
 
 
 def load_examples(
-    source: str | Path, encoder: Encoder, *, split: str | None = None, limit: int | None = None, name: str = ""
+    source: str | Path, encoder: RowEncoder, *, split: str | None = None, limit: int | None = None, name: str = ""
 ) -> Encoded:
     """The examples of a data set.
 
@@ -59,7 +58,7 @@ def load_examples(
             case []:
                 raise DataError(f"{title} has no rows")
             case [PreferencePair()]:
-                return _own_pairs(chain(head, rows), encoder, title, name)
+                return encoder.own_pairs(chain(head, rows), title, name)
             case [Mapping() as row] if row.keys() >= PAIR or row.keys() >= UNPAIRED:
                 return encoder.encode(chain(head, rows), title, name)
             case [Mapping() as row]:
@@ -93,26 +92,6 @@ def split_held_out(
     apart = set(prompts[:count])
     training = [example for example in examples if example.rows[0].prompt not in apart]
     return training, [example for example in examples if example.rows[0].prompt in apart]
-
-
-def _own_pairs(pairs: Iterable[PreferencePair], encoder: Encoder, title: str, source: str) -> Encoded:
-    """Pairs with the ids they were sampled with. None is ever cut, but ``max_length`` drops here too."""
-    tally, read = Tally(), 0
-    examples: list[Example] = []
-    for read, pair in enumerate(pairs, start=1):
-        example = pair_rows(pair, *encoder.specials, source)
-        highest = max(max(row.prompt + row.completion) for row in example.rows)
-        if highest >= len(encoder.tokenizer):
-            raise DataError(
-                f"{title}: pair {pair.id} has the id {highest}, and the tokenizer {len(encoder.tokenizer)} ids:"
-                " another policy's pairs"
-            )
-        longest = max(map(len, example.rows))
-        if encoder.max_length is not None and longest > encoder.max_length:
-            tally.drop(read, Unusable("too_long", f"{longest} tokens"))
-        else:
-            examples.append(example)
-    return tally.result(examples, read, title)
 
 
 # ---------------------------------------------------------------------------------------------- reading

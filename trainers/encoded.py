@@ -1,10 +1,12 @@
 """What became of a data set's rows: every row is an example, or is counted under the reason why it is not."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pipeline.errors import DataError
+from pipeline.types import PreferencePair
 from trainers.examples import Example
 from trainers.records import REASONS, Unusable
 
@@ -42,6 +44,17 @@ class Encoded:
         altered = [f"{n:,} {total} kept, {kind}: {ALTERED[kind]}" for kind, n in self.altered.items()]
         kinds = [*self.dropped, *self.altered]
         return [f"{line}; first {self.first[kind]}" for line, kind in zip([*dropped, *altered], kinds, strict=True)]
+
+
+class RowEncoder(Protocol):
+    """Makes examples of what a data set holds. ``name`` is what errors call it, ``source`` the examples' where a row
+    names none."""
+
+    def encode(self, rows: Iterable[Any], name: str, source: str = "") -> Encoded:
+        """Of rows in the formats of :mod:`trainers.records`."""
+
+    def own_pairs(self, pairs: Iterable[PreferencePair], name: str, source: str = "") -> Encoded:
+        """Of a run's own pairs."""
 
 
 class Tally:

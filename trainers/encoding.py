@@ -139,6 +139,29 @@ class Encoder:
                     tally.alter(number, changes)
         return tally.result(examples, read, name)
 
+    def own_pairs(self, pairs: Iterable[PreferencePair], name: str, source: str = "") -> Encoded:
+        """Pairs with the ids they were sampled with. None is ever cut, but ``max_length`` drops here too.
+
+        Raises:
+            DataError: as of :func:`pair_rows`, or the ids are another tokenizer's.
+        """
+        tally, read = Tally(), 0
+        examples: list[Example] = []
+        for read, pair in enumerate(pairs, start=1):
+            example = pair_rows(pair, *self.specials, source)
+            highest = max(max(row.prompt + row.completion) for row in example.rows)
+            if highest >= len(self.tokenizer):
+                raise DataError(
+                    f"{name}: pair {pair.id} has the id {highest}, and the tokenizer {len(self.tokenizer)} ids:"
+                    " another policy's pairs"
+                )
+            longest = max(map(len, example.rows))
+            if self.max_length is not None and longest > self.max_length:
+                tally.drop(read, Unusable("too_long", f"{longest} tokens"))
+            else:
+                examples.append(example)
+        return tally.result(examples, read, name)
+
     # ------------------------------------------------------------------------------------------ rendering
     def _render(self, record: Record, where: str) -> _Texts:
         bos = self.tokenizer.bos_token

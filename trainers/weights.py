@@ -5,7 +5,7 @@ by less than bfloat16 can tell apart, so the optimiser keeps the weights themsel
 added up in float32. Nothing is cast in between as autocast does: activations are bfloat16 from the embedding on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,29 +17,34 @@ from transformers import PreTrainedModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def round_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """The model's parameters in ``dtype``. Buffers stay: RoPE's frequencies do not survive 8 bits of mantissa."""
+def round_parameters(model: PreTrainedModel, dtype: torch.dtype, exact: Iterable[Parameter] = ()) -> None:
+    """The model's parameters in ``dtype``, but for ``exact`` ones. Buffers stay: RoPE's frequencies do not survive 8
+    bits of mantissa."""
+    kept = set(exact)
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and parameter not in kept:
             parameter.data = parameter.data.to(dtype)
 
 
 class Weights:
     """``model``'s trainable parameters by name, in float32; the model computes in ``dtype`` with copies of them.
 
-    In "float32" there are no copies: :attr:`masters` are the model's own parameters.
+    In "float32" there are no copies: :attr:`masters` are the model's own parameters. So are ``exact`` ones, with which
+    the model computes in float32 in either case.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: str) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: str, exact: Iterable[Parameter] = ()) -> None:
         self.model = model
         self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.masters: dict[str, Tensor] = dict(self.named)
         self._hooks: list[RemovableHandle] = []
         if DTYPES[dtype] != torch.float32:
             # No copy: rounding gives a parameter another tensor, and the master keeps the one it had.
-            self.masters = {name: parameter.detach().float() for name, parameter in self.named.items()}
-            round_parameters(model, DTYPES[dtype])
-            for name, parameter in self.named.items():
+            kept = set(exact)
+            rounded = {name: parameter for name, parameter in self.named.items() if parameter not in kept}
+            self.masters |= {name: parameter.detach().float() for name, parameter in rounded.items()}
+            round_parameters(model, DTYPES[dtype], kept)
+            for name, parameter in rounded.items():
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._gather(self.masters[name])))
         self._names = {parameter: name for name, parameter in self.named.items()}
         self._sparsify_embedding()

@@ -65,6 +65,7 @@ from pipeline.config.losses import (
 from pipeline.config.pairing import PairingConfig
 from pipeline.config.policy import PolicyConfig, PretrainedPolicy, ScratchPolicy
 from pipeline.config.prompts import CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
+from pipeline.config.reward import RewardTrainerConfig
 from pipeline.config.run import LimitsConfig, RunConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.trainer import GuardsConfig, LoraConfig, TrainerConfig
@@ -129,6 +130,7 @@ __all__ = [
     "PromptsConfig",
     "RegexRule",
     "RewardModelJudge",
+    "RewardTrainerConfig",
     "RobustLoss",
     "Rule",
     "RulesJudge",
