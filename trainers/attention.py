@@ -38,14 +38,25 @@ class Layout:
     """Who may attend to whom in a pack, in the forms that the kernels take; made once a pack, used by every layer."""
 
     pack: Pack
-    _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
+    last_layer: int | None = None
+    """Index of the model's last layer: of its queries only :attr:`needed` ones matter."""
+    _blocks: dict[tuple[int | None, bool], list[Block]] = field(default_factory=dict)
     _masks: dict[int | None, Any] = field(default_factory=dict)
+    _needed: Tensor | None = None
 
-    def blocks(self, window: int | None) -> list[Block]:
+    @property
+    def needed(self) -> Tensor:
+        """Places in the row, ascending, that predict a target: of a prompt the last one only."""
+        if self._needed is None:
+            self._needed = self.pack.predictors.unique()
+        return self._needed
+
+    def blocks(self, window: int | None, layer: int | None = None) -> list[Block]:
         """Dense blocks. With a ``window`` a token sees the last ``window`` positions only, itself included."""
-        if window not in self._blocks:
-            self._blocks[window] = _dense_blocks(self.pack, window)
-        return self._blocks[window]
+        last = layer is not None and layer == self.last_layer
+        if (window, last) not in self._blocks:
+            self._blocks[window, last] = _dense_blocks(self.pack, window, last)
+        return self._blocks[window, last]
 
     def block_mask(self, window: int | None) -> Any:
         """The same as flex attention's BlockMask."""
@@ -55,7 +66,7 @@ class Layout:
 
 
 def shared_prefix_attention(
-    _module: torch.nn.Module,
+    module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -81,7 +92,7 @@ def shared_prefix_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if device == "cpu":
         with torch.autocast(device, enabled=False):
-            blocks = layout.blocks(sliding_window)
+            blocks = layout.blocks(sliding_window, getattr(module, "layer_idx", None))
             return DenseBlocks.apply(query, key, value, blocks, scale, softcap), None  # type: ignore[no-untyped-call]
     return flex(query, key, value, layout.block_mask(sliding_window), scale, softcap), None
 
@@ -91,7 +102,7 @@ AttentionInterface.register(SHARED_PREFIX, torch.compiler.disable(shared_prefix_
 
 
 class DenseBlocks(torch.autograd.Function):
-    """softmax(scale · QKᵀ) V block by block, probabilities kept for the backward pass.
+    """softmax(scale · QKᵀ) V block by block, probabilities kept for the backward pass; zeros for queries in no block.
 
     Queries are laid out as [key heads, T, heads a key head, dim]: the query heads of a key head are rows of one matrix,
     so that grouped-query attention copies no key, and a block of queries is a slice, copied neither.
@@ -104,7 +115,7 @@ class DenseBlocks(torch.autograd.Function):
         k, v = key[0].contiguous(), value[0].contiguous()
         heads = query[0].unflatten(0, (len(k), -1)).transpose(1, 2)
         q = torch.mul(heads, scale, out=query.new_empty(heads.shape))
-        out = torch.empty_like(q)
+        out = torch.zeros_like(q)
         probabilities, bends = [], []
         for block in blocks:
             scores = torch.bmm(_rows(q, block), _take(k, block.keys).transpose(1, 2))
@@ -123,7 +134,7 @@ class DenseBlocks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, *saved = ctx.saved_tensors
         d = grad[0].unflatten(1, (len(k), -1)).transpose(0, 1).contiguous()
-        dq = torch.empty_like(q)
+        dq = torch.zeros_like(q)
         dk, dv = (torch.zeros(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
         for number, block in enumerate(ctx.blocks):
             p, dout = saved[number], _rows(d, block)
@@ -157,15 +168,17 @@ def _give(states: Tensor, slices: tuple[slice, ...], grads: Tensor) -> None:
         start = end
 
 
-def _dense_blocks(pack: Pack, window: int | None) -> list[Block]:
+def _dense_blocks(pack: Pack, window: int | None, needed_alone: bool) -> list[Block]:
     """The first completion follows its prompt, so both are one causal run; every other one sees the prompt first."""
     positions = pack.position_ids[0].cpu()
     blocks = []
     for span in pack.spans:
-        stem = span.start + span.prompt + (span.branches[0][1] if span.branches else 0)
-        blocks += _causal_run(positions, span.start, stem, slice(span.start, span.start), window)
+        branch = span.start + span.prompt
+        stem = branch + (span.branches[0][1] if span.branches else 0)
+        first = branch - 1 if needed_alone else span.start
+        blocks += _causal_run(positions, first, stem, slice(span.start, first), window)
         for start, length in span.branches[1:]:
-            blocks += _causal_run(positions, start, start + length, slice(span.start, span.start + span.prompt), window)
+            blocks += _causal_run(positions, start, start + length, slice(span.start, branch), window)
     return blocks
 
 

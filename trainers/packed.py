@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.errors import ConfigError, TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
+from trainers.last_layer import LastLayer
 from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Workspace, plain_logprobs
 from trainers.packing import Pack, PromptGroup, pack
 from trainers.statistics import Slopes, Statistics
@@ -43,6 +44,8 @@ class PackedPolicy(torch.nn.Module):
                 raise ConfigError(f"trainer.recompute = true: {type(model).__name__} cannot recompute; leave it false")
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             model.train()  # layers recompute in training mode only
+        # Traced through, its hooks would compile the layer anew for every pack.
+        self.last_layer = None if compile else LastLayer(model)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.eval()
@@ -56,7 +59,10 @@ class PackedPolicy(torch.nn.Module):
     def forward(self, pack: Pack) -> Tensor:
         """[N, hidden] the hidden states that predict the pack's targets."""
         states: Tensor = self.model.base_model(
-            input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, layout=Layout(pack)
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            use_cache=False,
+            layout=Layout(pack, self.model.config.get_text_config().num_hidden_layers - 1),
         ).last_hidden_state
         return states[0].index_select(0, pack.predictors)
 
@@ -109,6 +115,8 @@ class PackedPolicy(torch.nn.Module):
         self.model.set_attn_implementation(self.plain_attention)
         self.model.gradient_checkpointing_disable()
         self.model.eval()
+        if self.last_layer is not None:
+            self.last_layer.remove()
         if self.compiled:
             for module in self.model.modules():
                 module._compiled_call_impl = None

@@ -197,7 +197,7 @@ def test_a_window_that_is_not_kept_is_found_out_where_the_data_reaches_it(monkey
     model = make("mistral", sliding_window=20)
     prove(model, 40)
     kept = Layout.blocks
-    monkeypatch.setattr(Layout, "blocks", lambda layout, window: kept(layout, None))
+    monkeypatch.setattr(Layout, "blocks", lambda layout, window, layer: kept(layout, None, layer))
     with pytest.raises(TrainingError, match="off its own forward pass"):
         prove(model, 40)
     prove(model, 15)
