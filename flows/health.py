@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -24,6 +24,13 @@ WORST = 8
 """Categories shown, the ones with least agreement."""
 FEW = 10
 """Pairs below which a category says nothing."""
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """A judge with connections or a process of its own."""
+
+    def close(self) -> None: ...
 
 
 def check_judge(
@@ -55,8 +62,12 @@ def check_judge(
         console.terminal.print(reading_table(reading, labels.name))
         pairs = drawn(reading.pairs, limit)
     judge = make_judge(config, name, desk)
-    with console.stage("judge check") as progress:
-        return check(judge, pairs, progress=progress)
+    try:
+        with console.stage("judge check") as progress:
+            return check(judge, pairs, progress=progress)
+    finally:
+        if isinstance(judge, Closeable):
+            judge.close()
 
 
 def reading_table(reading: "Reading", name: str) -> RenderableType:

@@ -7,7 +7,6 @@ Any judge can be checked. A pair becomes a group of two candidates, and the verd
 tie where they differ by no more than a margin. Where the judge abstained there is no verdict.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from judges.canaries import canaries, canary_report
@@ -128,6 +127,5 @@ def _own_orders(judgment: Judgment) -> Orders | None:
 
 
 def _reason(judgment: Judgment) -> str:
-    """The commonest that the votes name."""
-    named = Counter(str(vote["abstained"]) for vote in judgment.votes if vote.get("abstained"))
-    return named.most_common(1)[0][0] if named else "no reason given"
+    """The first that the votes name: of a comparison before that of its candidates, which it explains."""
+    return next((str(vote["abstained"]) for vote in judgment.votes if vote.get("abstained")), "no reason given")
