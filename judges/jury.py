@@ -81,8 +81,9 @@ class Jury:
 
     async def ask(self, prompt: Prompt, texts: Mapping[str, str]) -> list[list[Call]]:
         """What each endpoint answers, a call a sample. Raises JudgeError where nothing can work."""
+        samples = range(self.config.samples)
         return await together(
-            together(self._call(juror, prompt, texts, sample) for sample in range(self.config.samples))
+            together([self._call(juror, prompt, texts, sample) for sample in samples])
             for juror in range(len(self.config.endpoints))
         )
 

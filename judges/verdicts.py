@@ -156,9 +156,9 @@ def expectation(
         lead: the text before it; where it ends, the label's token is looked for.
 
     Returns:
-        None where the tokens do not tell: none given, the label's token not found or not the whole label, the mass
-        below ``LEAST_MASS``, or one label the beginning of another (1 and 10) and no token seen that is all of the
-        longer kind, so that a 1 might go on.
+        None where the tokens do not tell: none given; the label's token not found, or not the whole label; a mass
+        below ``LEAST_MASS`` or, rounding aside, above 1; one label the beginning of another (1 and 10) and no token
+        seen that is all of a longer one, so that the 1 might go on.
     """
     place = _token_of(label, lead, [str(each.get("token", "")) for each in tokens])
     if place is None:
@@ -170,7 +170,7 @@ def expectation(
             chances[bare] = chances.get(bare, 0.0) + math.exp(logprob)
     mass = math.fsum(chances.values())
     might_go_on = any(other != seen and other.startswith(seen) for seen in chances for other in values)
-    if mass < LEAST_MASS or (might_go_on and all(len(seen) == 1 for seen in chances)):
+    if not LEAST_MASS <= mass <= 1.01 or (might_go_on and all(len(seen) == 1 for seen in chances)):
         return None
     return math.fsum(chance * values[seen] for seen, chance in chances.items()) / mass, mass
 
@@ -204,6 +204,6 @@ def _alternatives(entry: Mapping[str, Any]) -> dict[str, float]:
     for each in [*(listed if isinstance(listed, list) else []), entry]:
         if isinstance(each, Mapping) and isinstance(each.get("token"), str):
             logprob = each.get("logprob")
-            if isinstance(logprob, int | float) and not isinstance(logprob, bool) and logprob <= 1e-3:
-                found[each["token"]] = logprob
+            if isinstance(logprob, int | float) and not isinstance(logprob, bool) and -1e6 < logprob < 1e-3:
+                found.setdefault(each["token"], logprob)
     return found
