@@ -56,3 +56,60 @@ def test_anything_but_a_finite_number_or_none_a_completion_is_an_error_that_quot
 def test_a_function_that_is_not_there_is_refused_when_the_judge_is_made() -> None:
     with pytest.raises(ConfigError, match="no_such_module_of_mine"):
         make_judge(CallableJudge(type="callable", call=Call(function="no_such_module_of_mine:score")), "mine")
+
+
+ASKED = Group(Prompt("p2", "How many?", (1,), ({"role": "user", "content": "How many?"},), "18"), GROUP.candidates)
+
+
+def scores_with(directory: Path, signature: str, returned: str, of: Group, **args: object) -> tuple[float | None, ...]:
+    file = directory / f"mine{len(list(directory.iterdir()))}.py"  # a file is imported once
+    file.write_text(f"def score({signature}):\n    return {returned}\n")
+    config = CallableJudge(type="callable", call=Call(function=f"{file}:score", args=args))
+    return make_judge(config, "mine").judge([of])[0].scores
+
+
+@pytest.mark.parametrize(
+    "signature", ["prompt, completions, answer", "prompt, completions, *, answer=None, messages=()"]
+)
+def test_a_function_that_names_the_answer_gets_it(tmp_path: Path, signature: str) -> None:
+    returned = "[None if answer is None else int(answer) for _ in completions]"
+    assert scores_with(tmp_path, signature, returned, ASKED) == (18.0,) * 3
+    assert scores_with(tmp_path, signature, returned, GROUP) == (None,) * 3
+
+
+def test_a_function_that_names_the_messages_gets_its_own_copy_of_the_conversation(tmp_path: Path) -> None:
+    returned = "[len(messages.pop()['content']) if messages else -1 for _ in completions]"
+    assert scores_with(tmp_path, "p, c, messages", returned.replace("completions", "c"), ASKED) == (9.0, -1.0, -1.0)
+    assert ASKED.prompt.messages == ({"role": "user", "content": "How many?"},)
+    assert scores_with(tmp_path, "p, c, messages", "[len(messages)] * 3", GROUP) == (0.0,) * 3
+
+
+def test_args_of_the_recipe_come_before_what_the_prompt_has(tmp_path: Path) -> None:
+    assert scores_with(tmp_path, "p, c, answer", "[answer] * 3", ASKED, answer=5) == (5.0,) * 3
+
+
+def test_a_function_with_any_keywords_is_given_none_it_does_not_name(tmp_path: Path) -> None:
+    assert scores_with(tmp_path, "p, c, **args", "[len(args)] * 3", ASKED) == (0.0,) * 3
+
+
+def test_truth_is_a_score(tmp_path: Path) -> None:
+    assert scores_with(tmp_path, "p, c", "[True, False, None]", ASKED) == (1.0, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("signature", "args", "complaint"),
+    [
+        ("prompt", {}, r"cannot be called with \(prompt, completions\) and its args: too many positional arguments"),
+        ("prompt, completions, style", {}, "missing a required argument: 'style'"),
+    ],
+)
+def test_a_function_that_cannot_be_called_so_is_refused_when_the_judge_is_made(
+    tmp_path: Path, signature: str, args: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        scores_with(tmp_path, signature, "[]", ASKED, **args)
+
+
+def test_an_arg_the_function_does_not_take_is_refused_when_the_judge_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine0.py:score.*stlye"):
+        scores_with(tmp_path, "p, c, style=1", "[]", ASKED, stlye=2)
