@@ -13,8 +13,7 @@ from pipeline.config import TrainerConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainers.encoded import Encoded
-    from trainers.encoding import Encoder
+    from trainers.encoded import Encoded, RowEncoder
     from trainers.examples import Example
 
 QUANTILES = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
@@ -40,27 +39,40 @@ class Loaded:
         return Material({"rows": digest_rows(rows)}, digests, lambda: self.examples)
 
 
-def make_encoder(folder: Path, limits: Limits) -> "Encoder":
+def make_encoder(folder: Path, limits: Limits) -> "RowEncoder":
     """The encoder of the policy in ``folder``.
 
     Raises:
         ConfigError: rows longer than the policy takes are asked for.
     """
-    from transformers import AutoConfig
-
     from trainers.checkpoints import load_specials, load_tokenizer
     from trainers.encoding import Encoder
 
-    longest = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
-    if longest is not None and limits.length is not None and limits.length > longest:
-        raise ConfigError(f"--max-length {limits.length}: the policy takes at most {longest} tokens")
     return Encoder(
-        load_tokenizer(folder), load_specials(folder),
-        max_prompt_tokens=limits.prompt, max_completion_tokens=limits.completion, max_length=limits.length or longest,
+        load_tokenizer(folder), load_specials(folder), max_prompt_tokens=limits.prompt,
+        max_completion_tokens=limits.completion, max_length=_longest(folder, limits),
     )  # fmt: skip
 
 
-def load(sources: Sequence[Source], held_out: HeldOut, limits: Limits, seed: int, encoder: "Encoder") -> Loaded:
+def make_conversation_encoder(folder: Path, limits: Limits) -> "RowEncoder":
+    """The encoder of a reward model made of the model in ``folder``. Raises as :func:`make_encoder`."""
+    from trainers.checkpoints import load_tokenizer
+    from trainers.conversations import ConversationEncoder
+
+    return ConversationEncoder(load_tokenizer(folder), _longest(folder, limits))
+
+
+def _longest(folder: Path, limits: Limits) -> int | None:
+    """Tokens a row may have; None where neither model nor user sets an end."""
+    from transformers import AutoConfig
+
+    longest = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    if longest is not None and limits.length is not None and limits.length > longest:
+        raise ConfigError(f"--max-length {limits.length}: the model takes at most {longest} tokens")
+    return limits.length or longest
+
+
+def load(sources: Sequence[Source], held_out: HeldOut, limits: Limits, seed: int, encoder: "RowEncoder") -> Loaded:
     """Every data set, in the order given, and what is held out of them.
 
     Raises:
@@ -90,7 +102,7 @@ def check_sources(loaded: Loaded, trainer: TrainerConfig) -> None:
         raise ConfigError(f"betas.{name}: no example is of that source; sources: {', '.join(sorted(there))}")
 
 
-def _read(source: Source, split: str | None, limit: int | None, encoder: "Encoder") -> "Encoded":
+def _read(source: Source, split: str | None, limit: int | None, encoder: "RowEncoder") -> "Encoded":
     """All the places of a source as one."""
     from trainers.data import load_examples
     from trainers.encoded import Encoded

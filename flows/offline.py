@@ -62,7 +62,7 @@ def plan(request: Request, console: Console) -> dict[str, Any]:
             spec, _ = learn(place, material, policy, trainer, request.seed, reference=compared)
             trained = place.store.find(spec) is not None
     return {
-        **_data(loaded), "lengths": datasets.lengths(loaded.examples.all),
+        **data_of(loaded), "lengths": datasets.lengths(loaded.examples.all),
         "work": datasets.work(loaded.examples, trainer, request.seed),
         "cached": {"reference": scored, "training": trained},
         "config": trainer.model_dump(mode="json"), "seed": request.seed,
@@ -80,7 +80,7 @@ def train(request: Request, console: Console) -> dict[str, Any]:
     """
     trainer, place = request.trainer, Bench(request.workspace, console)
     loaded = _load(request, console)
-    console.terminal.print(data_table(_data(loaded)))
+    console.terminal.print(data_table(data_of(loaded)))
     policy = _take_in(place, request.policy)
     against = policy if request.reference is None else _take_in(place, request.reference)
     _check_vocabularies(policy, against)
@@ -89,7 +89,7 @@ def train(request: Request, console: Console) -> dict[str, Any]:
     name = request.name or f"{request.sources[0].name}-{identity[:8]}"
     directory = request.workspace.resolve() / TRAINED / name
     for folder, flag in ((directory, f"--name {name!r}"), (request.out, f"--out {str(request.out)!r}")):
-        _check_free(folder, identity, flag)
+        check_free(folder, identity, flag)
 
     reference, scored = None, None
     if trainer.reference != "none":
@@ -99,7 +99,7 @@ def train(request: Request, console: Console) -> dict[str, Any]:
         place, "train", learn(place, material, policy, trainer, request.seed, reference=reference)
     )
     result = {
-        "name": name, "identity": identity, **_outcome(artifact), **_data(loaded),
+        "name": name, "identity": identity, **_outcome(artifact), **data_of(loaded),
         "start": policy.digest, "reference": scored and {"policy": against.digest, **scored}, "training": trained,
         "config": trainer.model_dump(mode="json"), "seed": request.seed,
         "directory": str(directory), "out": None if request.out is None else str(request.out.resolve()),
@@ -162,7 +162,7 @@ def _identity(request: Request, material: Material, policy: Policy, reference: P
     return digest([dict(material.examples), policy.digest, against, trainer, request.seed])[:32]
 
 
-def _check_free(folder: Path | None, identity: str, flag: str) -> None:
+def check_free(folder: Path | None, identity: str, flag: str) -> None:
     """Raises ConfigError where the folder holds the result of another training."""
     if folder is None or not (folder / RESULT).is_file():
         return
@@ -214,7 +214,7 @@ def _outcome(training: Artifact) -> dict[str, Any]:
     }
 
 
-def _data(loaded: Loaded) -> dict[str, Any]:
+def data_of(loaded: Loaded) -> dict[str, Any]:
     return {
         "data": datasets.counts(loaded),
         "training_examples": datasets.kinds(loaded.examples.training),
@@ -228,11 +228,16 @@ def _leave(result: Mapping[str, Any], training: Artifact, directory: Path, out: 
     symlink(directory / "policy", training.path / "policy")
     symlink(directory / "training", training.path)
     write_json(directory / RESULT, result)
+    copy_out(training.path / "policy", result, out)
+
+
+def copy_out(folder: Path, result: Mapping[str, Any], out: Path | None) -> None:
+    """A copy of what was trained, and what there is to say of it, whole or not at all."""
     if out is None or (out / RESULT).is_file():
         return
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(training.path / "policy", part)
+    shutil.copytree(folder, part)
     write_json(part / RESULT, result)
     for entry in (*part.iterdir(), part):
         sync(entry)

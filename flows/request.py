@@ -75,15 +75,14 @@ def ask(
         )
     if name is not None and not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r}: allowed are letters and digits of ASCII, and after them '-', '_' and '.'")
-    if out is not None and out.exists() and not (out / RESULT).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {str(out)!r} is there already and not empty; allowed: a new or an empty folder")
+    check_out(out)
     return Request(
         tuple(find_source(given, workspace) for given in pairs),
         find_policy(policy, workspace),
         trainer,
         workspace,
         None if reference_policy is None else find_policy(reference_policy, workspace, "--reference-policy"),
-        _held_out(held_out, held_out_split, workspace),
+        held_out_of(held_out, held_out_split, workspace),
         limits or Limits(),
         seed,
         name,
@@ -91,7 +90,14 @@ def ask(
     )
 
 
-def _held_out(given: str | None, split: str | None, workspace: Path) -> HeldOut:
+def check_out(out: Path | None) -> None:
+    """Raises ConfigError where ``--out`` is a folder of somebody else's."""
+    if out is not None and out.exists() and not (out / RESULT).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {str(out)!r} is there already and not empty; allowed: a new or an empty folder")
+
+
+def held_out_of(given: str | None, split: str | None, workspace: Path) -> HeldOut:
+    """What ``--held-out`` says. Raises ConfigError where it is neither a number nor a data set."""
     if given is None:
         return HeldOut()
     try:

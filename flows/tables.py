@@ -1,4 +1,4 @@
-"""What ``ratchet train`` shows: what became of the data, what a training would do, what one came to."""
+"""What trainings show on the command line: what became of the data, what would be done, what one came to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -73,6 +73,28 @@ def outcome_table(result: Mapping[str, Any]) -> RenderableType:
         ("memory", f"{result['memory_gib']:.2f} GiB at most"),
     ]
     return Group(figures, _rows(cost))
+
+
+def reward_table(result: Mapping[str, Any]) -> RenderableType:
+    """What the training of a reward model came to: how often it is right, and where."""
+    report = result["held_out"]
+    if report is None:
+        return _rows([("held out", "nothing, so nobody knows how good it is; --held-out 0.1 holds a tenth out")])
+    table = Table("held-out pairs", box=SIMPLE)
+    for column in ("pairs", "accuracy", "as it claims"):
+        table.add_column(column, justify="right")
+    table.add_row("all", f"{report['pairs']:,}", short(report["accuracy"]), "")
+    for number, part in enumerate(report["by_margin"]):
+        name = f"margin up to {part['up_to']:.2f}" if number + 1 < len(report["by_margin"]) else "larger margin"
+        table.add_row(name, f"{part['pairs']:,}", short(part["accuracy"]), short(part["expected"]))
+    for name, part in report["by_length"].items():
+        label = "equally long" if name == "equal" else f"chosen is {name}"
+        table.add_row(label, f"{part['pairs']:,}", short(part["accuracy"]), "")
+    kept = [
+        ("kept", f"step {result['kept']:,} of {result['steps']:,}, with the lowest held-out loss"),
+        ("loss", f"{report['loss']:.3f} nats a pair; mean margin {report['margin']:.2f}"),
+    ]
+    return Group(table, _rows(kept))
 
 
 def _examples(counts: Mapping[str, int]) -> str:

@@ -139,7 +139,7 @@ def score(place: Workplace, material: Material, policy: Policy, trainer: Trainer
         "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
         "quantise": None if trainer.lora is None else trainer.lora.quantise,
     }  # fmt: skip
-    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest, "model": _architecture(policy)})
+    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest, "model": architecture_of(policy)})
 
     def build(draft: Draft) -> Artifact:
         place.free_device("reference")
@@ -175,7 +175,7 @@ def learn(
     config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
     compared = {"reference": reference, "initial": initial}
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
-    inputs = {**material.examples, "policy": policy.digest, "model": _architecture(policy), **keys}
+    inputs = {**material.examples, "policy": policy.digest, "model": architecture_of(policy), **keys}
     spec = Spec("train", 3, config, inputs)
 
     def build(draft: Draft) -> Artifact:
@@ -189,7 +189,7 @@ def learn(
     return spec, build
 
 
-def _architecture(policy: Policy) -> str:
+def architecture_of(policy: Policy) -> str:
     """Digest of what the model's config makes of the weights: RoPE's scaling, a window, the soft cap."""
     config = json.loads((policy.path / "config.json").read_text())
     return digest({name: value for name, value in config.items() if name not in UNTOLD})

@@ -13,15 +13,16 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from pipeline.calls import source_file
-from pipeline.config import Call, RunConfig, TrainerConfig
+from pipeline.config import Call, RewardTrainerConfig, RunConfig, TrainerConfig
 from pipeline.errors import ConfigError
 from pipeline.validation import choices, join, show, validate
 
+Config = TypeVar("Config", bound=BaseModel)
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -58,13 +59,21 @@ def load_trainer(file: str | None, overrides: Sequence[str] = ()) -> TrainerConf
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
     """
+    return _settings(TrainerConfig, file, [override.removeprefix("trainer.") for override in overrides])
+
+
+def load_reward_trainer(file: str | None, overrides: Sequence[str] = ()) -> RewardTrainerConfig:
+    """How a reward model is trained: a file of its settings. Arguments and errors as of :func:`load_trainer`."""
+    return _settings(RewardTrainerConfig, file, overrides)
+
+
+def _settings(kind: type[Config], file: str | None, overrides: Sequence[str]) -> Config:
     if file is not None and not Path(file).is_file():
         raise ConfigError(f"--config {file!r} is not a file")
     document = {} if file is None else _read(Path(file))
-    settings = [override.removeprefix("trainer.") for override in overrides]
-    for position, override in enumerate(settings):
-        _apply(override, document, earlier=settings[:position])
-    return validate(TrainerConfig, document, file or "--set")
+    for position, override in enumerate(overrides):
+        _apply(override, document, earlier=overrides[:position])
+    return validate(kind, document, file or "--set")
 
 
 def check_calls(config: RunConfig) -> None:

@@ -12,6 +12,9 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from pipeline.classifiers import longest_row
 from pipeline.config import RewardTrainerConfig
 from pipeline.errors import TrainingError
 from pipeline.protocols import Progress, silent
@@ -45,7 +48,7 @@ def train_reward_model(
 
     Raises:
         DataError: no reward model can be made of ``base``.
-        TrainingError: there is nothing to train on, or memory is too small for one pair.
+        TrainingError: there is nothing to train on, or a row is too long for the model, or for the memory.
         NonFiniteError: a loss or gradient is NaN or infinite; the last state on disk is from before it.
     """
     if (directory / MODEL).exists():  # it appears whole, and last
@@ -56,6 +59,7 @@ def train_reward_model(
     tokenizer = load_tokenizer(base)
     rows = [row for pair in (*pairs, *held_out) for row in pair.rows]
     model = load_base(base, seed, tokenizer, {ids_of(row)[-1] for row in rows})
+    _check_fits(model, max(map(len, rows)))
     loop = RewardLoop(model, pairs, held_out, config, seed, directory)
     with noticed() as interruption, closing(loop.recorder):
         for step in range(loop.first, loop.steps):
@@ -73,3 +77,11 @@ def train_reward_model(
     save_reward_model(model, tokenizer, directory / MODEL, config.dtype)
     shutil.rmtree(directory / STATE, ignore_errors=True)
     return outcome
+
+
+def _check_fits(model: PreTrainedModel, longest: int) -> None:
+    positions = longest_row(model)
+    if positions is not None and longest > positions:
+        raise TrainingError(
+            f"a row has {longest} tokens, and the model takes {positions}; give --max-length {positions}"
+        )

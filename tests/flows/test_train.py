@@ -362,6 +362,6 @@ def test_mistakes_that_only_the_data_and_the_policy_show(
     assert "--name 'taken' is another training's" in error("--name", "taken", *sets("beta=0.3"))
     assert f"--out '{tmp_path / 'out'}' is another training's" in error("--out", tmp_path / "out", *sets("beta=0.3"))
     assert "betas.safe: no example is of that source; sources: prefs" in error(*sets("betas.safe=0.3"))
-    assert "--max-length 999: the policy takes at most 256 tokens" in error("--max-length", 999)
+    assert "--max-length 999: the model takes at most 256 tokens" in error("--max-length", 999)
     stranger = make_policy(tmp_path / "stranger", alphabet="ab ", layers=1)
     assert "--reference-policy has another vocabulary" in error("--reference-policy", stranger.path)
