@@ -154,11 +154,12 @@ class Loop:
                 # Several processes would each halve at another moment, and wait for each other for ever.
                 if self.gradients.share.size > 1 or not is_out_of_memory(error):
                     raise
-                said = (str(error) or "no memory").splitlines()[0]
-            # Here the error is gone, and with it the frames that held the step's tensors.
+                lack = error.with_traceback(None)  # its frames hold the step's tensors
             self.weights.clear()
             objective.state = dict(state)
-            halve_budget(self.gradients, examples, said)
+            self.gradients.free()
+            rows, _ = self.gradients.rows(examples)
+            self.gradients.token_budget = halve_budget(self.gradients.token_budget, rows, lack)
             if keep is not None:
                 keep()
 

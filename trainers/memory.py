@@ -3,14 +3,13 @@
 import gc
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
 from pipeline.errors import TrainingError
-from trainers.examples import Example
+from trainers.examples import Row
 from trainers.packing import group_rows
-from trainers.step import Step
 
 log = logging.getLogger("ratchet.trainers")
 
@@ -35,22 +34,23 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in words)
 
 
-def halve_budget(step: Step, examples: Sequence[Example], error: str) -> None:
-    """Let ``step`` take half as many tokens at once as ``examples`` just did, with its buffers given back.
+def halve_budget(budget: int, rows: Iterable[Row], error: Exception) -> int:
+    """A token budget of half of what ``rows`` took at once, when memory ran out; what nobody holds is given back.
 
     Raises:
         TrainingError: the largest prompt group alone is too much; half a group is none.
     """
-    sizes = [group.tokens for group in group_rows(step.rows(examples)[0])]
-    taken, largest = min(step.token_budget, sum(sizes)), max(sizes)
+    sizes = [group.tokens for group in group_rows(rows)]
+    taken, largest = min(budget, sum(sizes)), max(sizes)
+    words = (str(error) or "no memory").splitlines()[0]
     if taken <= largest:
         raise TrainingError(
-            f"out of memory on a prompt and its completions of {largest} tokens, the least that runs at once ({error});"
+            f"out of memory on a prompt and its completions of {largest} tokens, the least that runs at once ({words});"
             " set trainer.recompute = true, or take shorter rows or fewer pairs a prompt"
         )
-    step.token_budget = max(largest, taken // 2)
-    step.free()
+    halved = max(largest, taken // 2)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    log.warning("out of memory on %d tokens at once; the token budget is now %d", taken, step.token_budget)
+    log.warning("out of memory on %d tokens at once; the token budget is now %d", taken, halved)
+    return halved

@@ -1,6 +1,6 @@
 """A frozen policy that gives log-probabilities: the reference of a loss, and both sides of a KL estimate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.config.trainer import LoraConfig
 from pipeline.errors import DataError
@@ -8,8 +8,9 @@ from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import load_model
 from trainers.examples import Example, Row
+from trainers.memory import halve_budget, is_out_of_memory
 from trainers.packed import PackedPolicy
-from trainers.packing import group_rows, pack, split_by_budget
+from trainers.packing import Pack, group_rows, pack, split_by_budget
 from trainers.weights import DTYPES
 
 
@@ -31,15 +32,32 @@ class Reference:
         self.token_budget = token_budget
 
     def token_logps(self, rows: Sequence[Row], progress: Progress = silent) -> list[list[float]]:
-        """log π(y_t | x, y_<t) of each row's completion, in nats. Equal rows and equal prompts run once."""
+        """log π(y_t | x, y_<t) of each row's completion, in nats. Equal rows and equal prompts run once.
+
+        Where memory runs out, what is missing runs with half the token budget, and so does all that comes after.
+
+        Raises:
+            TrainingError: one prompt and its completions are too much.
+        """
         found: dict[Row, list[float]] = {}
-        groups = group_rows(rows)
-        for part in split_by_budget(groups, self.token_budget) if groups else ():
-            packed = pack(part, self.policy.model.device)
-            logps = self.policy.statistics(packed).logps.split(packed.lengths)
-            found |= {row: values.tolist() for row, values in zip(packed.rows, logps, strict=True)}
-            progress(len(found), len(rows), "")
+        while missing := [row for row in rows if row not in found]:
+            try:
+                for packed in self._packs(missing):
+                    logps = self.policy.statistics(packed).logps.split(packed.lengths)
+                    found |= {row: values.tolist() for row, values in zip(packed.rows, logps, strict=True)}
+                    progress(len(found), len(rows), "")
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lack = error.with_traceback(None)  # its frames hold tensors
+            self.policy.workspace.buffers.clear()
+            self.token_budget = halve_budget(self.token_budget, missing, lack)
         return [found[row] for row in rows]
+
+    def _packs(self, rows: Sequence[Row]) -> Iterator[Pack]:
+        for groups in split_by_budget(group_rows(rows), self.token_budget):
+            yield pack(groups, self.policy.model.device)
 
     def logps(self, rows: Sequence[Row]) -> list[float]:
         """log π(completion | prompt) of each row, in nats, summed over the completion's tokens."""

@@ -181,15 +181,14 @@ def test_a_prompt_group_that_does_not_fit_is_one_clear_error(policy: Policy, les
     step = Step(PackedPolicy(model, Weights(model, "float32")), objective_of(config()), lesson.reference, 1000)
     some, one = lesson.examples[:4], lesson.examples[:1]
     sizes = [len(row.prompt) + sum(len(row.completion) - 1 for row in one[0].rows) for row in one[0].rows[:1]]
-    budgets = []
+    budgets, lack = [], MemoryError("no memory left")
     with pytest.raises(TrainingError, match=r"no memory left.*set trainer.recompute = true, or take shorter rows"):
         while True:
-            halve_budget(step, some, "no memory left")
+            step.token_budget = halve_budget(step.token_budget, step.rows(some)[0], lack)
             budgets.append(step.token_budget)
     assert budgets == sorted(set(budgets), reverse=True)
-    step.token_budget = 1000
     with pytest.raises(TrainingError, match=rf"out of memory on a prompt and its completions of {sizes[0]} tokens"):
-        halve_budget(step, one, "no memory left")
+        halve_budget(1000, step.rows(one)[0], lack)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])

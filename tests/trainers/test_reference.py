@@ -9,7 +9,9 @@ from pipeline.types import Policy
 from tests.tiny import make_policy, naive_logprobs, perturb
 from tests.trainers.trainings import make_examples
 from trainers.examples import Example, Pair, Row, Single
+from trainers.packing import Pack, group_rows
 from trainers.reference import Reference, mismatches, reference_rows
+from trainers.statistics import Statistics
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)  # so few that many are equal
 rows = st.builds(Row, tokens, tokens)
@@ -46,6 +48,40 @@ def test_tokens_and_sums_are_those_of_a_plain_forward_pass_in_the_rows_order(pol
     assert reference.logps(rows) == pytest.approx(list(map(sum, expected)), rel=1e-5)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1] == (len(set(rows)), len(rows))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_where_memory_runs_out_the_missing_rows_run_with_half_the_budget(policy: Policy, failures: int) -> None:
+    rows = [row for example in make_examples(policy, 60) for row in example.rows]
+    budget = 4 * max(group.tokens for group in group_rows(rows))
+    reference = Reference(policy, "float32", budget)
+    expected, statistics = Reference(policy, "float32", budget).token_logps(rows), reference.policy.statistics
+    tokens: list[int] = []
+
+    def failing(pack: Pack) -> Statistics:
+        tokens.append(pack.input_ids.shape[1])
+        if len(tokens) <= failures:
+            raise MemoryError
+        return statistics(pack)
+
+    reference.policy.statistics = failing
+    got = reference.token_logps(rows)
+    assert reference.token_budget <= budget // 2**failures
+    assert max(tokens[failures:]) <= reference.token_budget < tokens[0]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+
+
+def test_any_other_failure_is_not_tried_again(policy: Policy) -> None:
+    rows = [row for example in make_examples(policy, 3) for row in example.rows]
+    reference = Reference(policy, "float32", 200)
+
+    def failing(pack: Pack) -> Statistics:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    reference.policy.statistics = failing
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        reference.token_logps(rows)
 
 
 def test_nothing_is_no_work(policy: Policy) -> None:
