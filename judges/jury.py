@@ -37,6 +37,9 @@ OPERATION = {
     "price_out", "batch",
 }  # fmt: skip
 """An endpoint's settings that no verdict depends on."""
+AHEAD = 8
+"""Questions rendered at a time, in multiples of an endpoint's concurrency. All of a shard at once would keep the first
+from being sent for seconds; too few, and those that wait for another try would keep the server idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +73,14 @@ class Jury:
         self._desk = desk
         self._clients: list[Client] | None = None
         self._broken: JudgeError | None = None
-        # Rendered just ahead of what the endpoint takes, not thousands at once; a batch wants all there are.
-        self._gates = [asyncio.Semaphore(2 * each.concurrency) for each in config.endpoints]
+        self._gates = [asyncio.Semaphore(AHEAD * each.concurrency) for each in config.endpoints]
 
-    def requests(self, prompt: Prompt, texts: Mapping[str, str]) -> Iterator[tuple[Endpoint, Request]]:
-        """All that one question makes us ask; ``texts`` by the template's names for them."""
-        for juror, endpoint in enumerate(self.config.endpoints):
+    def requests(self, prompt: Prompt, texts: Mapping[str, str]) -> Iterator[tuple[int, Request]]:
+        """All that one question makes us ask, each with the number of its endpoint; ``texts`` by the template's names
+        for them."""
+        for juror in range(len(self.config.endpoints)):
             for sample in range(self.config.samples):
-                yield endpoint, self._request(juror, prompt, texts, sample)
+                yield juror, self._request(juror, prompt, texts, sample)
 
     async def ask(self, prompt: Prompt, texts: Mapping[str, str]) -> list[list[Call]]:
         """What each endpoint answers, a call a sample. Raises JudgeError where nothing can work."""
@@ -93,7 +96,7 @@ class Jury:
         self._clients = None
 
     async def _call(self, juror: int, prompt: Prompt, texts: Mapping[str, str], sample: int) -> Call:
-        if self.config.endpoints[juror].batch:
+        if self.config.endpoints[juror].batch:  # wants all there are
             return await self._answered(juror, self._request(juror, prompt, texts, sample))
         async with self._gates[juror]:
             return await self._answered(juror, self._request(juror, prompt, texts, sample))

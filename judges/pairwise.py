@@ -27,7 +27,6 @@ from judges.request import Desk, Request
 from judges.tournament import Pair, Schedule, Standings, all_pairs, knockout, most_comparisons
 from judges.verdicts import Verdict
 from pipeline import config as knobs
-from pipeline.config import Endpoint
 from pipeline.types import Group, Judgment, Prompt
 
 SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"all_pairs": all_pairs, "knockout": knockout}
@@ -76,11 +75,11 @@ class PairwiseJudge:
 
         return run(together(self._judge(group) for group in groups))
 
-    def calls(self, groups: Sequence[Group]) -> Iterator[tuple[Endpoint, Request]]:
-        """What ``judge`` would ask, without asking: exactly under ``all_pairs``.
+    def calls(self, groups: Sequence[Group]) -> Iterator[tuple[int, Request]]:
+        """What ``judge`` would ask, each with the number of its endpoint in the config: exactly under ``all_pairs``.
 
         Under ``knockout`` who meets whom depends on the answers; as many comparisons as there can be, of the longest
-        candidates, are an upper bound in calls and in characters.
+        candidates, are an upper bound in calls and in characters. Sends nothing.
         """
         for group in groups:
             texts = list(dict.fromkeys(candidate.text for candidate in group.candidates))

@@ -17,7 +17,6 @@ from judges.jury import Call, Jury, pooled, together
 from judges.request import Desk, Request
 from judges.verdicts import Verdict
 from pipeline import config as knobs
-from pipeline.config import Endpoint
 from pipeline.types import Group, Judgment
 
 
@@ -34,8 +33,8 @@ class PointwiseJudge:
 
         return run(together(self._judge(group) for group in groups))
 
-    def calls(self, groups: Sequence[Group]) -> Iterator[tuple[Endpoint, Request]]:
-        """Exactly what ``judge`` would ask, repetitions within a group aside; sends nothing."""
+    def calls(self, groups: Sequence[Group]) -> Iterator[tuple[int, Request]]:
+        """Exactly what ``judge`` would ask, each with the number of its endpoint in the config; sends nothing."""
         for group in groups:
             for text in dict.fromkeys(candidate.text for candidate in group.candidates):
                 yield from self.jury.requests(group.prompt, {"candidate": text})
