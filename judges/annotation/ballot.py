@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from judges.annotation.queue import Queue
-from judges.annotation.store import VERDICTS, Verdict, Vote, VoteStore
+from judges.annotation.store import Verdict, Vote, VoteStore
 from judges.annotation.tasks import SWAPPED, Side, Task, is_outcome
 
 LONGEST_NAME = 60
@@ -106,11 +106,14 @@ def _other(side: Side) -> Side:
 
 
 def _verdict(shown: object, left: Side) -> Verdict:
-    sides: dict[object, Verdict] = {"left": left, "right": _other(left)}
-    verdict = sides.get(shown) or next((each for each in VERDICTS[2:] if each == shown), None)
-    if verdict is None:
-        raise RefusedError(f"verdict {shown!r}; allowed: left, right, tie, both_bad, skip")
-    return verdict
+    match shown:
+        case "left":
+            return left
+        case "right":
+            return _other(left)
+        case "tie" | "both_bad" | "skip":
+            return shown
+    raise RefusedError(f"verdict {shown!r}; allowed: left, right, tie, both_bad, skip")
 
 
 def _as_shown(verdict: str, left: Side) -> str:

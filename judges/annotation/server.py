@@ -12,6 +12,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ def serve(
             app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=2
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        announce(f"http://{HOST}:{port}/?token={token}")
-        uvicorn.Server(options).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn once all is closed
+            announce(f"http://{HOST}:{port}/?token={token}")
+            uvicorn.Server(options).run(sockets=[listener])
 
 
 def _listening(port: int) -> socket.socket:

@@ -14,6 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,12 +149,14 @@ class VoteStore:
             return
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         try:
+            os.ftruncate(self._file, self._size)  # where an earlier failure could not be cut off
             left = memoryview(data)
             while left:
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, self._size)
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
             raise StoreError(f"votes {self.path}: {error.strerror}") from error
         self._size += len(data)
         for line in lines:

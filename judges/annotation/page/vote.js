@@ -1,7 +1,7 @@
 // The voting page. All that people or models wrote goes in as text nodes; nothing is ever parsed as markup.
 import { difference } from "/difference.js";
 
-const SETTLE = 300; // ms after a new task appears in which keys do nothing: a second press was meant for the last one
+const SETTLE = 200; // ms after a new task appears in which keys do nothing: a second press was meant for the last one
 const KEYS = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie", b: "both_bad", s: "skip" };
 const ROLES = { user: "User", assistant: "Assistant", system: "System" };
 
