@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from flows.judging import judge, judge_identity, judge_name
 from flows.session import Session
-from flows.stages import judge, judge_identity, judge_name, sample, shards
+from flows.stages import sample, shards
 from pipeline.config import JudgeConfig, Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
 from pipeline.prompts import render_texts
@@ -63,7 +64,8 @@ def evaluate(
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds
         with session.console.stage("evaluate") as progress:
-            new, old, first = (_answers(session, each, held_out) for each in (policy, opponent, initial))
+            frozen = _sampled(session, initial, held_out)  # what a panel's scales are fitted on, for all rounds
+            new, old, first = (_answers(session, each, held_out, frozen) for each in (policy, opponent, initial))
             probes = {name: _probe(session, probe, policy, initial) for name, probe in config.probes.items()}
             figures = _figures(session, policy, initial, new, old, first) | {"probes": probes}
             progress(len(held_out), len(held_out), "")
@@ -73,14 +75,18 @@ def evaluate(
     return session.store.make(Spec("evaluation", 3, settings, inputs), build)
 
 
-def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Answers:
-    candidates = sample(
+def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt], frozen: Artifact) -> Answers:
+    candidates = _sampled(session, policy, held_out)
+    judgments = judge(session, candidates, held_out, _judge_config(session), "held-out judge", (frozen, held_out))
+    scores = [judgment.scores for table in judgments.tables() for judgment in read_judgments(table)]
+    return Answers(candidates, _groups(candidates, held_out), scores)
+
+
+def _sampled(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Artifact:
+    return sample(
         session, policy, held_out, round=EVALUATION_ROUND, n=session.config.evaluation.n,
         decoding=_decoding(session), label="answers",
     )  # fmt: skip
-    judgments = judge(session, candidates, held_out, _judge_config(session), "held-out judge")
-    scores = [judgment.scores for table in judgments.tables() for judgment in read_judgments(table)]
-    return Answers(candidates, _groups(candidates, held_out), scores)
 
 
 def _groups(candidates: Artifact, prompts: Sequence[Prompt]) -> list[Group]:

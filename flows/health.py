@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -12,6 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 
 from flows.console import Console
+from flows.judging import desk, judge_identity, judge_name
+from flows.session import Session
+from pipeline.errors import DataError, UnfitJudgeError
+from pipeline.store import Artifact, Draft, Spec, file_digest
 
 if TYPE_CHECKING:
     from judges.agreement import Interval
@@ -26,18 +31,11 @@ FEW = 10
 """Pairs below which a category says nothing."""
 
 
-@runtime_checkable
-class Closeable(Protocol):
-    """A judge with connections or a process of its own."""
-
-    def close(self) -> None: ...
-
-
 def check_judge(
     config: "JudgeConfig",
     labels: Path | None = None,
     limit: int | None = None,
-    desk: "Desk | None" = None,
+    paid_from: "Desk | None" = None,
     console: Console | None = None,
     name: str = "judge",
 ) -> "Health":
@@ -45,7 +43,7 @@ def check_judge(
 
     Args:
         limit: labelled pairs to judge at most, drawn from all of the file. Each is judged in both orders.
-        desk: what language models are paid from.
+        paid_from: what language models are paid from.
 
     Raises:
         ConfigError, DataError: the judge or the labels cannot be used as given.
@@ -61,13 +59,35 @@ def check_judge(
         reading = read_labels(labels)
         console.terminal.print(reading_table(reading, labels.name))
         pairs = drawn(reading.pairs, limit)
-    judge = make_judge(config, name, desk)
-    try:
-        with console.stage("judge check") as progress:
-            return check(judge, pairs, progress=progress)
-    finally:
-        if isinstance(judge, Closeable):
-            judge.close()
+    with console.stage("judge check") as progress, closing(make_judge(config, name, paid_from)) as judge:
+        return check(judge, pairs, progress=progress)
+
+
+def check_fitness(session: Session) -> Artifact:
+    """The health of the run's judge, where the recipe requires some. Raises UnfitJudgeError where it is worse."""
+    from judges.health_figures import unmet
+
+    wanted, config = session.config.health, session.config.judge
+    labels = None if wanted.labels is None else Path(wanted.labels)
+    inputs = {} if labels is None else {"labels": labels_digest(labels)}
+    spec = Spec("health", 1, {"judge": judge_identity(config), "limit": wanted.limit}, inputs)
+
+    def build(draft: Draft) -> Artifact:
+        session.free_device("judge check")
+        name = judge_name(config)
+        return draft.finish(check_judge(config, labels, wanted.limit, desk(session), session.console, name).to_json())
+
+    made = session.store.make(spec, build)
+    if failed := unmet(made.info["figures"], wanted.require):
+        raise UnfitJudgeError(f"health.require: {'; '.join(failed)}. Nothing was trained; see `ratchet judge check`")
+    return made
+
+
+def labels_digest(labels: Path) -> str:
+    """Raises DataError where the file is not there."""
+    if not labels.is_file():
+        raise DataError(f"health.labels: {str(labels)!r} is not a file")
+    return file_digest(labels)
 
 
 def reading_table(reading: "Reading", name: str) -> RenderableType:

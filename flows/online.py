@@ -8,7 +8,7 @@ task is a thin wrapper round a stage of ``flows.stages``, and a flow that was ki
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -20,12 +20,14 @@ from flows import environment, stages, training
 from flows.console import Console, round_rows
 from flows.evaluate import evaluate
 from flows.gate import decide, no_pairs
+from flows.health import check_fitness
+from flows.judging import Frozen, judge
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
 from pipeline.conditions import written
 from pipeline.config import RunConfig
-from pipeline.errors import JudgeError, SamplingError
+from pipeline.errors import JudgeError, SamplingError, UnfitJudgeError
 from pipeline.prompts import round_slice
 from pipeline.report import write_report
 from pipeline.runs import Run
@@ -47,6 +49,8 @@ class Standing:
     """Moving average of the promoted policies, where the trainer's reference is "ema"; else the first."""
     best_round: int
     prompts: Artifact
+    first: Artifact | None = None
+    """The first round's candidates: a panel's scales are fitted on them, and stay."""
 
 
 @flow(name="online-dpo", flow_run_name="{name}")
@@ -85,6 +89,7 @@ def online_dpo(config: RunConfig, name: str, workspace: str = "workspace", quiet
 
 def begin(session: Session) -> Standing:
     """The initial policy, the prompts, and an evaluation to compare every round with."""
+    fitness = _stage(session, "judge check", check_fitness) if session.config.health.require else None
     policy, policy_artifact = _stage(session, "initial policy", initial_policy)
     prompt_artifact = _stage(session, "prompts", prompts, policy_artifact)
     held_out = read_held_out(prompt_artifact)
@@ -94,6 +99,7 @@ def begin(session: Session) -> Standing:
         {
             "round": -1, "policy_out": policy.digest, "evaluation": figures(evaluation),
             "seconds": stage_seconds(made), "artifacts": artifact_keys(made),
+            "health": None if fitness is None else dict(fitness.info),
         }
     )  # fmt: skip
     session.run.forget_rounds()
@@ -110,7 +116,10 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     session.freed.clear()
 
     candidates = _stage(session, "sample", stages.sample_round, start, asked, number)
-    judgments = _stage(session, "judge", stages.judge, candidates, asked, config.judge, "judge")
+    first = standing.first or candidates
+    standing = replace(standing, first=first)
+    frozen: Frozen = (first, round_slice(read_rounds(standing.prompts), 0, per_round, config.seed))
+    judgments = _stage(session, "judge", judge, candidates, asked, config.judge, "judge", frozen)
     pairs = _stage(session, "pair", stages.pair, candidates, judgments, asked, number)
     made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
     learnable = stages.has_pairs(pairs)
@@ -127,7 +136,7 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
         average = standing.average
         if config.trainer.reference == "ema":
             average = policy_of(_stage(session, "average", training.average, average, policy))
-        standing = Standing(standing.initial, policy, average, number, standing.prompts)
+        standing = replace(standing, policy=policy, average=average, best_round=number)
     return state, standing
 
 
@@ -166,6 +175,8 @@ def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
     """A dead engine or a judge that does not answer may work next time; a wrong config or a NaN will not."""
     try:
         state.result()
+    except UnfitJudgeError:
+        return False
     except (SamplingError, JudgeError):
         return True
     except Exception:

@@ -1,31 +1,26 @@
 """The stages of a round as plain functions: artifacts in, one artifact out, found by its key or made shard by shard.
 
-    prompts → sample → judge → pair → reference → train      (the last two: flows/training.py; then flows/evaluate.py)
+    prompts → sample → judge → pair → reference → train      (judge: flows/judging.py; reference and
+    train: flows/training.py; then flows/evaluate.py)
 
 Nothing here knows Prefect, and nothing is made twice: all that a stage's result depends on is in its ``Spec``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow.parquet as pq
 
 from flows.session import Session
-from judges import make_judge
-from pipeline.calls import source_digest
-from pipeline.config import CallableJudge, JudgeConfig, RewardModelJudge, RulesJudge
 from pipeline.errors import SamplingError
 from pipeline.pairing import pair_groups
-from pipeline.policy import weights_digest
-from pipeline.protocols import Decoding, Judge, Progress, SampleRequest
+from pipeline.protocols import Decoding, Progress, SampleRequest
 from pipeline.sampling import draw_seed, engine_name
 from pipeline.store import Artifact, Draft, Spec, digest, sync
 from pipeline.tables import (
     candidates_table,
     drops_table,
-    judgments_table,
     pairs_table,
     read_groups,
     read_judgments,
@@ -78,53 +73,6 @@ def sample_round(session: Session, policy: Policy, prompts: Sequence[Prompt], ro
     sampling = session.config.sampling
     decoding = Decoding(sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.logprobs)
     return sample(session, policy, prompts, round=round, n=sampling.n, decoding=decoding, label="sample")
-
-
-def judge(
-    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: JudgeConfig, label: str
-) -> Artifact:
-    """A judgment a group, shard by shard as the candidates lie."""
-    spec = Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key})
-    by_id = {prompt.id: prompt for prompt in prompts}
-
-    def build(draft: Draft) -> Artifact:
-        if not isinstance(config, RulesJudge):  # a reward model wants the device, and a user's function may
-            session.free_device(label)
-        with session.console.stage(label, len(prompts)) as progress:
-            made: Judge = make_judge(config, judge_name(config))
-            done = 0
-            for number, table in enumerate(candidates.tables()):
-                groups = read_groups(table, by_id)
-                if not draft.has_shard(number):
-                    draft.commit_shard(number, judgments_table(made.judge(groups)))
-                done += len(groups)
-                progress(done, len(prompts), "")
-        return draft.finish(rows_in=len(prompts))
-
-    return session.store.make(spec, build)
-
-
-def judge_name(config: JudgeConfig) -> str:
-    """What a judge is called in judgments and reports: its model, its function, or its kind."""
-    match config:
-        case CallableJudge(call=call):
-            return call.function
-        case RewardModelJudge(path=path):
-            return path
-        case RulesJudge():
-            return "rules"
-
-
-def judge_identity(config: JudgeConfig) -> dict[str, Any]:
-    """All of a judge that its scores depend on: settings, a function's code, a local model's weights."""
-    identity = config.model_dump(mode="json", exclude={"token_budget"})
-    match config:
-        case CallableJudge(call=call):
-            return identity | {"code": source_digest(call)}
-        case RewardModelJudge(path=path) if Path(path).is_dir():
-            return identity | {"path": weights_digest(Path(path))}
-        case _:
-            return identity
 
 
 def pair(

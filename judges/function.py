@@ -36,6 +36,9 @@ class FunctionJudge:
         """Raises JudgeError where the function raises, or returns anything but a finite number or None a candidate."""
         return [Judgment(group.prompt.id, self.name, self._scores(group)) for group in groups]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _asked_for(self, given: Iterable[str]) -> list[str]:
         try:
             signature = inspect.signature(self._function)

@@ -42,6 +42,9 @@ class HumanJudge:
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
         return [self._judge_group(group) for group in groups]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _judge_group(self, group: Group) -> Judgment:
         results: list[list[float]] = [[] for _ in group.candidates]
         short = [0 for _ in group.candidates]

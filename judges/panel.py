@@ -66,6 +66,10 @@ class PanelJudge:
                 self.calibration = calibration
         return combine(self._config, self.name, judgments, groups, calibration)
 
+    def close(self) -> None:
+        for member in self.members.values():
+            member.close()
+
 
 def calibrate(
     config: knobs.PanelJudge, members: Mapping[str, Sequence[Judgment]], groups: Sequence[Group]

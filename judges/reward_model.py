@@ -11,7 +11,7 @@ from judges.classifier import UNLOADABLE, Classifier, one_line
 from pipeline import config as knobs
 from pipeline.classifiers import attention_of, float32_heads, longest_row
 from pipeline.errors import JudgeError
-from pipeline.padding import by_length, padded, padding_id
+from pipeline.padding import by_length, default_budget, padded, padding_id
 from pipeline.types import Group, Judgment
 
 disable_progress_bar()  # "Loading weights", in the middle of our own bars
@@ -31,6 +31,7 @@ class RewardModelJudge:
         self.name = name
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.token_budget = config.token_budget or default_budget(self.device.type)
         self.classifier = Classifier(config)
         self.model = load_reward_model(config, self.classifier).to(self.device)
         self.classifier.shorten(longest_row(self.model))
@@ -44,10 +45,13 @@ class RewardModelJudge:
 
     def _logits(self, rows: Sequence[list[int]]) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in rows]
-        for batch in by_length([len(row) for row in rows], self.config.token_budget):
+        for batch in by_length([len(row) for row in rows], self.token_budget):
             for position, logits in zip(batch, self._forward([rows[position] for position in batch]), strict=True):
                 found[position] = logits
         return found
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[list[int]]) -> list[list[float]]:
@@ -60,7 +64,7 @@ class RewardModelJudge:
             except torch.OutOfMemoryError as error:
                 raise JudgeError(
                     f"reward model {self.config.path!r}: no memory for {ids.numel()} tokens at once; give a"
-                    f" token_budget below {self.config.token_budget}"
+                    f" token_budget below {self.token_budget}"
                 ) from error
         return logits
 

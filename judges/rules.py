@@ -34,6 +34,9 @@ class RulesJudge:
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
         return [self._judge_group(group) for group in groups]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _judge_group(self, group: Group) -> Judgment:
         names = [name for name, rule in self.rules.items() if applies(rule, group.prompt.text)]
         judged = [self._judge_candidate(names, group.prompt, candidate) for candidate in group.candidates]

@@ -9,6 +9,7 @@
     │   ├── EngineDiedError    the engine's process is gone
     │   └── WeightSyncError    the engine does not serve the policy it was given
     ├── JudgeError             a judge cannot work at all (one group it cannot judge is an abstention)
+    │   └── UnfitJudgeError    a judge's health is not what the recipe requires
     └── TrainingError          a step was refused
         ├── StepZeroError      policy and reference disagree at step 0
         └── NonFiniteError     a loss or a gradient is NaN or infinite
@@ -54,6 +55,10 @@ class WeightSyncError(SamplingError):
 
 class JudgeError(RatchetError):
     exit_code = 7
+
+
+class UnfitJudgeError(JudgeError):
+    pass
 
 
 class TrainingError(RatchetError):

@@ -70,3 +70,6 @@ class Judge(Protocol):
         Raises:
             JudgeError: the judge cannot work at all.
         """
+
+    def close(self) -> None:
+        """Give back connections and processes. Nothing is asked after it."""

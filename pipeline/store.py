@@ -274,9 +274,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _checksum(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    return file_digest(path)[:16]
 
 
 def _read_seconds(path: Path) -> float:

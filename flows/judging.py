@@ -1,0 +1,195 @@
+"""The judge stage: candidates in, a judgment a group out, shard by shard.
+
+A panel's members are judged each for itself, so that another member costs its own calls only, and any weights are tried
+for nothing; the panel's scores are then arithmetic on what the members said.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any, assert_never
+
+from flows.session import Session
+from judges import Desk, make_judge
+from judges.panel import calibrate, combine
+from pipeline.calls import source_digest
+from pipeline.config import (
+    CallableJudge,
+    HumanJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    PanelJudge,
+    PointwiseJudge,
+    RewardModelJudge,
+    RulesJudge,
+    SingleJudge,
+)
+from pipeline.policy import weights_digest
+from pipeline.protocols import Judge
+from pipeline.store import Artifact, Draft, Spec, file_digest
+from pipeline.tables import judgments_table, read_groups, read_judgments
+from pipeline.types import Group, Judgment, Prompt
+
+LEDGER = "ledger.sqlite"
+"""In the workspace: all its runs share what was ever answered."""
+AT_ONCE = 2
+"""Shards that a judge on the network works on: the second fills the server while the first waits for its last calls."""
+PACE = {"token_budget", "engine", "base_url", "tries"}
+"""Of a reward model: how, not what."""
+
+Frozen = tuple[Artifact, Sequence[Prompt]]
+"""The first candidates that were judged, with their prompts."""
+
+
+def judge(
+    session: Session,
+    candidates: Artifact,
+    prompts: Sequence[Prompt],
+    config: JudgeConfig,
+    label: str,
+    frozen: Frozen | None = None,
+) -> Artifact:
+    """A judgment a group, shard by shard as the candidates lie.
+
+    ``frozen`` is what a panel fits its scales on, the same for all of the run. None: these candidates.
+    """
+    if not isinstance(config, PanelJudge):
+        return _judge_alone(session, candidates, prompts, config, label)
+    members = _members(session, candidates, prompts, config, label)
+    first, first_prompts = frozen or (candidates, prompts)
+    weights = {name: member.model_dump(mode="json", exclude={"judge"}) for name, member in config.members.items()}
+    spec = Spec(
+        "panel", 1, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
+        {name: made.key for name, made in members.items()} | {"candidates": candidates.key, "frozen": first.key},
+    )  # fmt: skip
+
+    def build(draft: Draft) -> Artifact:
+        calibrating = members if first.key == candidates.key else _members(
+            session, first, first_prompts, config, label
+        )  # fmt: skip
+        scales = calibrate(config, _said(calibrating), _groups(first, first_prompts))
+        by_id = {prompt.id: prompt for prompt in prompts}
+        said = {name: made.tables() for name, made in members.items()}
+        for number, table in enumerate(candidates.tables()):
+            opinions = {name: read_judgments(next(tables)) for name, tables in said.items()}
+            combined = combine(config, judge_name(config), opinions, read_groups(table, by_id), scales)
+            draft.commit_shard(number, judgments_table(combined))
+        return draft.finish({"calibration": scales.to_json()}, rows_in=len(prompts))
+
+    return session.store.make(spec, build)
+
+
+def _members(
+    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: PanelJudge, label: str
+) -> dict[str, Artifact]:
+    return {
+        name: _judge_alone(session, candidates, prompts, member.judge, f"{label}: {name}")
+        for name, member in config.members.items()
+    }
+
+
+def _judge_alone(
+    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: SingleJudge, label: str
+) -> Artifact:
+    spec = Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key})
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    def build(draft: Draft) -> Artifact:
+        if not isinstance(config, RulesJudge):  # a reward model wants the device, and a user's function may
+            session.free_device(label)
+        todo = ((number, read_groups(table, by_id)) for number, table in enumerate(candidates.tables()))
+        with (
+            session.console.stage(label, len(prompts)) as progress,
+            closing(make_judge(config, judge_name(config), desk(session))) as made,
+        ):
+            at_once = AT_ONCE if isinstance(config, PointwiseJudge | PairwiseJudge) else 1
+            done = 0
+            for number, groups, judgments in _judged(made, todo, draft, at_once):
+                if judgments is not None:
+                    draft.commit_shard(number, judgments_table(judgments))
+                done += len(groups)
+                progress(done, len(prompts), "")
+        return draft.finish(rows_in=len(prompts))
+
+    return session.store.make(spec, build)
+
+
+def _judged(
+    judge: Judge, shards: Iterable[tuple[int, list[Group]]], draft: Draft, at_once: int
+) -> Iterator[tuple[int, list[Group], list[Judgment] | None]]:
+    """Every shard in order with its judgments, None where it is there already; ``at_once`` of them worked on ahead."""
+    waiting: deque[tuple[int, list[Group], Future[list[Judgment]] | None]] = deque()
+
+    def first() -> tuple[int, list[Group], list[Judgment] | None]:
+        number, groups, future = waiting.popleft()
+        return number, groups, None if future is None else future.result()
+
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for number, groups in shards:
+            future = None if draft.has_shard(number) else pool.submit(judge.judge, groups)
+            waiting.append((number, groups, future))
+            if len(waiting) >= at_once:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def desk(session: Session) -> Desk:
+    """What the run's judges are paid from: the workspace's ledger, the run's budget."""
+    run = session.run
+    return Desk(str(run.workspace / LEDGER), run.name, session.config.limits.budget)
+
+
+def judge_name(config: JudgeConfig) -> str:
+    """What a judge is called in judgments and reports: its model, its function, or its kind."""
+    match config:
+        case CallableJudge(call=call):
+            return call.function
+        case RewardModelJudge(path=path):
+            return path
+        case PointwiseJudge(endpoints=endpoints) | PairwiseJudge(endpoints=endpoints):
+            return " + ".join(dict.fromkeys(endpoint.model for endpoint in endpoints))
+        case RulesJudge() | HumanJudge() | PanelJudge():
+            return config.type
+        case _:
+            assert_never(config)
+
+
+def judge_identity(config: JudgeConfig) -> dict[str, Any]:
+    """All of a judge that its scores depend on: settings, a function's code, a local model's weights, votes."""
+    identity = config.model_dump(mode="json")
+    match config:
+        case CallableJudge(call=call):
+            return identity | {"code": source_digest(call)}
+        case RewardModelJudge(path=path):
+            known = {"path": weights_digest(Path(path))} if Path(path).is_dir() else {}
+            return {name: value for name, value in identity.items() if name not in PACE} | known
+        case PointwiseJudge() | PairwiseJudge():
+            from judges.jury import identity as of_jury
+
+            return of_jury(config)
+        case HumanJudge(votes=votes):
+            return identity | {"votes": file_digest(Path(votes)) if Path(votes).exists() else None}
+        case PanelJudge(members=members):
+            return identity | {"members": {name: judge_identity(member.judge) for name, member in members.items()}}
+        case RulesJudge():
+            return identity
+        case _:
+            assert_never(config)
+
+
+def _said(members: Mapping[str, Artifact]) -> dict[str, list[Judgment]]:
+    return {
+        name: [judgment for table in made.tables() for judgment in read_judgments(table)]
+        for name, made in members.items()
+    }
+
+
+def _groups(candidates: Artifact, prompts: Sequence[Prompt]) -> list[Group]:
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return [group for table in candidates.tables() for group in read_groups(table, by_id)]
