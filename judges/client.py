@@ -1,118 +1,243 @@
-"""Asks one endpoint, through the ledger."""
+"""Asks one endpoint, through the ledger: nothing that was answered is sent again, and no budget is passed."""
 
 import asyncio
-import ipaddress
+import atexit
 import json
 import os
-import random
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-from judges.ledger import Ledger
+from judges import limits
+from judges.estimate import BILLIONTHS, price, size
+from judges.ledger import Booking, Grant, opened
+from judges.outcomes import LONGEST_DETAIL, Outcome, of_body, of_status
 from judges.request import Desk, Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai._types import RequestOptions
+
+    from judges.batch_api import Batches
 
 Result = TypeVar("Result")
 
 
 class Client:
-    def __init__(self, endpoint: Endpoint, desk: Desk) -> None:
-        self._endpoint = endpoint
-        self._ledger = Ledger(desk.ledger)
-        self._slots = asyncio.Semaphore(endpoint.concurrency)
-        self._api = self._connect()
+    """All of a judge's calls to one endpoint. Made for :func:`run`'s event loop and no other.
 
-    def _connect(self) -> "AsyncOpenAI":
-        from openai import AsyncOpenAI, DefaultAioHttpClient
+    A request's body is sent as it is: the endpoint's ``extra`` fields are the judge's to put there, because they
+    belong to the key.
 
-        key = os.environ.get(self._endpoint.api_key_env)
-        if not key and not is_local(self._endpoint.base_url):
+    Raises:
+        JudgeError: a key is needed and missing; a budget is set and the endpoint has no prices.
+    """
+
+    def __init__(self, endpoint: Endpoint, desk: Desk, judge: str = "", waits: limits.Waits | None = None) -> None:
+        from judges.connection import connect, secret
+
+        if desk.budget is not None and endpoint.price_in is None:
             raise JudgeError(
-                f"{self._endpoint.base_url} needs a key: the environment variable {self._endpoint.api_key_env!r} is"
-                " empty; set it, or name another as api_key_env"
+                f"budget {desk.budget:g}: {endpoint.model} at {endpoint.base_url} has no prices; set price_in and"
+                " price_out (0 where it costs nothing)"
             )
-        return AsyncOpenAI(
-            api_key=key or "none", base_url=self._endpoint.base_url, timeout=self._endpoint.timeout, max_retries=0,
-            http_client=DefaultAioHttpClient(),
-        )  # fmt: skip
+        self._endpoint, self._desk, self._waits = endpoint, desk, waits or limits.Waits()
+        self._secret = secret(endpoint)
+        self._api = connect(endpoint)
+        self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        # Said outright, because openai's client deep-copies the default of each of these anew for every call.
+        self._options: RequestOptions = {
+            "headers": {}, "params": {}, "max_retries": 0, "timeout": endpoint.timeout, "follow_redirects": False,
+        }  # fmt: skip
+        self._ledger = opened(desk.ledger)
+        self._lane = limits.lane(endpoint)
+        self._booking = Booking(desk.account, judge, endpoint.model)
+        self._budget = None if desk.budget is None else round(desk.budget * BILLIONTHS)
+        self._fatal: JudgeError | None = None
+        self._batches: Batches | None = None
+        _open.add(self)
 
     async def ask(self, request: Request) -> Reply | Failure:
-        """The answer from the ledger, else from the endpoint.
+        """The answer: from the ledger, from a call on its way, or from the endpoint. A failed call is a Failure.
 
         Raises:
-            JudgeError: nothing can work: no quota, a key that is refused, no such model.
+            JudgeError: no call can work any more: the key or the model is refused, the quota is gone, the endpoint
+                was never there, or the budget is reached. What was answered is in the ledger.
         """
-        found = self._ledger.answer(request.key)
-        if found is not None:
-            return Reply(request.key, found)
-        failure = Failure(request.key, "no_try")
-        for attempt in range(self._endpoint.tries):
-            if attempt:
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(60.0, 0.5 * 2**attempt))
-            async with self._slots:
-                outcome = await self._once(request)
-            if isinstance(outcome, Reply):
-                self._ledger.store(request.key, outcome.raw)
+        key = request.key
+        while (stored := self._ledger.answer(key)) is None:
+            twin = self._ledger.asking.get(key)
+            if twin is None:
+                return await self._lead(key, request)
+            outcome = await asyncio.shield(twin)
+            if isinstance(outcome, Failure):
                 return outcome
-            failure = outcome
-            if failure.reason == "bad_request":
-                break
-        return failure
+        self._ledger.hit(self._booking)
+        return Reply(key, json.loads(stored))
 
-    async def _once(self, request: Request) -> Reply | Failure:
+    async def close(self) -> None:
+        """Hang up. What is on its way must have ended."""
+        _open.discard(self)
+        if self._batches is not None:
+            await self._batches.close()
+        await self._api.close()
+
+    async def _lead(self, key: str, request: Request) -> Reply | Failure:
+        """Ask, while others of this process that want the same wait for us."""
+        asking = self._ledger.asking[key] = asyncio.get_running_loop().create_future()
+        outcome: Reply | Failure | None = None
+        try:
+            outcome = await self._try(key, request)
+            return outcome
+        finally:
+            del self._ledger.asking[key]
+            asking.set_result(outcome)
+
+    async def _try(self, key: str, request: Request) -> Reply | Failure:
+        """Up to ``tries`` calls. Waiting for others is no try."""
+        extent = size(request)
+        if extent.most_reply is None and self._budget is not None:
+            raise JudgeError(
+                f"a budget needs a limit on each reply; {self._endpoint.model} is asked without max_tokens"
+            )
+        most = price(self._endpoint, extent.most_prompt, extent.most_reply or 0)
+        tokens = extent.prompt + (extent.most_reply or 0)
+        content = json.dumps({"model": request.model, "messages": request.messages, **request.body}).encode()
+        if self._endpoint.batch:
+            return await self._by_batch().ask(key, content, most)
+        tries = 0
+        while True:
+            async with self._lane.slot():
+                if self._fatal is not None:
+                    raise self._fatal
+                grant = self._ledger.claim(key, self._booking, most, self._budget)
+                outcome = await self._send(key, content, tokens, most) if grant is Grant.YOURS else None
+            if outcome is None:
+                if (stored := await self._elsewhere(grant, key, most)) is not None:
+                    return Reply(key, json.loads(stored))
+                continue
+            if outcome.raw is not None:
+                return Reply(key, outcome.raw)
+            tries += 1
+            if not outcome.again or tries >= self._endpoint.tries:
+                return self._given_up(key, outcome)
+            await asyncio.sleep(limits.back_off(tries, self._waits.back_off, self._waits.longest_back_off))
+
+    def _by_batch(self) -> "Batches":
+        if self._batches is None:
+            from judges.batch_api import Batches
+
+            self._batches = Batches(self._endpoint, self._ledger, self._booking, self._budget, self._waits)
+        return self._batches
+
+    async def _elsewhere(self, grant: Grant, key: str, most: int) -> str | None:
+        """What somebody else was answered; None when it is time to look again."""
+        if grant is Grant.ANSWERED:
+            return self._ledger.answer(key)
+        if grant is Grant.NEVER:
+            raise self._ledger.budget_error(self._desk.account, self._budget or 0, most)
+        await asyncio.sleep(self._waits.look_again)
+        self._ledger.bury_the_dead()
+        return None
+
+    async def _send(self, key: str, content: bytes, tokens: int, most: int) -> Outcome:
+        """One try, from claim to settlement."""
+        sent = False
+        try:
+            await self._lane.turn(tokens)
+            sent = True
+            outcome = await self._exchange(content)
+        except BaseException as error:
+            self._ledger.fail(key, "cancelled", type(error).__name__, self._booking, unknown=sent)
+            raise
+        cost = price(self._endpoint, *outcome.tokens) if outcome.tokens is not None else most
+        if outcome.text is not None:
+            self._ledger.settle(key, outcome.text, self._booking, outcome.tokens or (0, 0), cost)
+        elif outcome.tokens is not None:
+            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, spent=cost)
+        else:
+            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, unknown=outcome.billed)
+        if outcome.fatal:
+            self._fatal = JudgeError(f"{self._endpoint.model} at {self._endpoint.base_url}: {outcome.detail}")
+            raise self._fatal
+        return outcome
+
+    async def _exchange(self, content: bytes) -> Outcome:
+        import httpx2
         import openai
 
         try:
-            raw = await self._api.chat.completions.with_raw_response.create(
-                model=request.model,
-                messages=request.messages,
-                extra_body=request.body,  # type: ignore[arg-type]
-            )
-            body = json.loads(raw.http_response.content)
-        except openai.APITimeoutError:
-            return Failure(request.key, "timeout")
+            async with asyncio.timeout(self._endpoint.timeout):
+                response = await self._api.post(
+                    self._path, cast_to=httpx2.Response, content=content, options=self._options
+                )
+            self._lane.went_well()
+            outcome = of_body(response.text)
+        except (TimeoutError, openai.APITimeoutError):
+            outcome = Outcome("timeout", f"none in {self._endpoint.timeout:g} s", billed=True)
         except openai.APIConnectionError as error:
-            return Failure(request.key, "connection", str(error))
+            absent = isinstance(error.__cause__, httpx2.ConnectError)
+            outcome = Outcome("no_connection" if absent else "cut_off", str(error.__cause__), billed=not absent)
         except openai.APIStatusError as error:
-            if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
-                raise JudgeError(f"{self._endpoint.base_url}: {error.message}") from None
-            reason = {400: "bad_request", 429: "rate_limited"}.get(error.status_code, "server_error")
-            return Failure(request.key, reason, error.message)
-        except ValueError:
-            return Failure(request.key, "bad_json")
-        if not isinstance(body, dict) or not body.get("choices"):
-            return Failure(request.key, "no_choice")
-        return Reply(request.key, body)
+            outcome = of_status(error.status_code, error.body, self._lane.has_answered)
+            if outcome.crowded:
+                self._lane.refused()
+            if (pause := limits.retry_after(error.response.headers.get("retry-after"))) is not None:
+                self._lane.pause(pause)
+        return replace(outcome, detail=self._without_secret(outcome.detail)) if outcome.detail else outcome
 
-    async def close(self) -> None:
-        await self._api.close()
+    def _without_secret(self, words: str) -> str:
+        words = words.replace(self._secret, "[key]") if self._secret else words
+        return words[:LONGEST_DETAIL]
 
-
-def is_local(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return False
+    def _given_up(self, key: str, outcome: Outcome) -> Failure:
+        if outcome.reason == "no_connection" and not self._lane.has_answered:
+            self._fatal = JudgeError(f"{self._endpoint.base_url} cannot be reached: {outcome.detail}")
+            raise self._fatal
+        return Failure(key, outcome.reason, outcome.detail)
 
 
-_loop: asyncio.AbstractEventLoop | None = None
+_open: set[Client] = set()
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
 _starting = threading.Lock()
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The coroutine's result, computed on the process's one background event loop; callable from any thread."""
-    global _loop
+    """The coroutine's result, computed on the process's one background event loop; callable from any thread but its
+    own. Where the caller is interrupted, the coroutine is cancelled and has ended when this raises."""
+    loop = _loop()
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:
+        if future.cancel():
+            asyncio.run_coroutine_threadsafe(_cancelled(), loop).result()
+        raise
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """By process: a forked child has the variable, but not the thread."""
     with _starting:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="judges", daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop).result()
+        if os.getpid() not in _loops:
+            _loops[os.getpid()] = loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="judges", daemon=True).start()
+            atexit.register(_hang_up, os.getpid())
+        return _loops[os.getpid()]
+
+
+def _hang_up(process: int) -> None:
+    """Judges have no last call, so their clients are closed when the process ends; not by a forked child."""
+    if process == os.getpid():
+        for client in list(_open):
+            with suppress(Exception):
+                asyncio.run_coroutine_threadsafe(client.close(), _loops[process]).result(timeout=1.0)
+
+
+async def _cancelled() -> None:
+    """Calls that are being cancelled have booked their end."""
+    ending = [task for task in asyncio.all_tasks() if task.cancelling()]
+    if ending:
+        await asyncio.wait(ending, timeout=5.0)

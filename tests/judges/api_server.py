@@ -5,8 +5,8 @@
 
 ``reply`` gets the request's body and gives the text, or a whole ``message``, or a whole completion (a mapping with
 ``choices``). Faults come from ``script`` first (one an arriving call, None is no fault), then by probability.
-``server.calls`` is every call that arrived, in order, with what became of it. It runs on a thread of its own; as a
-script, in a process of its own, for benchmarks.
+``server.calls`` is every call that arrived, in order, with what became of it; lines of batches are calls too. It runs
+on a thread of its own; as a script, in a process of its own, for benchmarks.
 """
 
 import argparse
@@ -42,6 +42,9 @@ SPOILT = {
     "empty": "",
 }
 """Faults that are a perfect completion with bad content."""
+BATCH_FAULTS = ("failed", "expired", "create_cut", "create_refused", "cut_file")
+"""Of a batch as a whole: refused on validation; out of time halfway; created, but its maker never hears of it; not
+created, with status 500; its output comes broken once."""
 FAULTS = (*REFUSED, *SPOILT, "refusal", "empty_choices", "error_in_200", "cut_json", "cut_body", "cut_connection",
           "timeout", "not_json", "no_usage")  # fmt: skip
 
@@ -89,20 +92,26 @@ class ApiServer:
     def __init__(
         self, reply: ReplyTo = lambda body: "[[A]]", *, faults: Mapping[str, float] | None = None,
         script: Iterable[str | None] = (), retry_after: str | None = "0", latency: float = 0.0,
-        capacity: int | None = None, seed: int = 0,
+        capacity: int | None = None, seed: int = 0, batch_script: Iterable[str | None] = (), batch_polls: int = 1,
     ) -> None:  # fmt: skip
         self.reply, self.faults, self.script = reply, dict(faults or {}), deque(script)
         self.retry_after, self.latency, self.capacity = retry_after, latency, capacity
         self.calls: list[Call] = []
+        self.batch_script, self.batch_polls = deque(batch_script), batch_polls
+        self.batches: dict[str, Body] = {}
+        """By id, as the provider shows them."""
+        self.files: dict[str, bytes] = {}
         self.random = random.Random(seed)
         self.busy, self.most_busy = 0, 0
         self.waiting: deque[Callable[[], None]] = deque()
+        self.connections: set[asyncio.Transport] = set()
         self.base_url = ""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="api-server", daemon=True)
         self._ready = threading.Event()
-        if unknown := (self.faults.keys() | {each for each in self.script if each}) - set(FAULTS):
-            raise ValueError(f"faults {sorted(unknown)}; there are {FAULTS}")
+        asked = {*self.faults, *self.script, *self.batch_script} - {None}
+        if unknown := asked - {*FAULTS, *BATCH_FAULTS}:
+            raise ValueError(f"faults {unknown}; there are {FAULTS} and {BATCH_FAULTS}")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -126,6 +135,9 @@ class ApiServer:
         self._ready.set()
         self.loop.run_forever()
         server.close()
+        for connection in self.connections:
+            connection.abort()
+        self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
 
     def next_fault(self) -> str | None:
@@ -151,6 +163,55 @@ class ApiServer:
         work()
         if self.waiting:
             self.admit(self.waiting.popleft())
+
+    def create_batch(self, asked: Body) -> tuple[Body, str | None]:
+        """The batch, and its fault. Its lines are answered when it has been looked at ``batch_polls`` times."""
+        fault = self.batch_script.popleft() if self.batch_script else None
+        made: Body = {
+            "id": f"batch_{len(self.batches)}", "object": "batch", "status": "in_progress", "created_at": 0,
+            "endpoint": asked["endpoint"], "completion_window": "24h", "input_file_id": asked["input_file_id"],
+            "metadata": asked.get("metadata"), "polls": 0, "fault": fault,
+        }  # fmt: skip
+        if fault != "create_refused":
+            self.batches[made["id"]] = made
+        return made, fault
+
+    def look(self, batch: Body) -> Body:
+        batch["polls"] += 1
+        if batch["status"] == "in_progress" and batch["polls"] > self.batch_polls:
+            self.work_off(batch)
+        return batch
+
+    def work_off(self, batch: Body) -> None:
+        if batch["fault"] == "failed":
+            batch["status"] = "failed"
+            batch["errors"] = {
+                "object": "list",
+                "data": [{"code": "invalid_json_line", "message": "line 1 is no JSON"}],
+            }
+            return
+        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        batch["status"] = "expired" if batch["fault"] == "expired" else "completed"
+        good, bad = [], []
+        for number, line in enumerate(lines):
+            if batch["status"] == "expired" and number >= len(lines) // 2:
+                bad.append({**line, "response": None, "error": {"code": "batch_expired", "message": "out of time"}})
+                continue
+            call = Call(line["body"], {}, self.next_fault(), self.loop.time())
+            self.calls.append(call)
+            response = self.respond(call) or Response(500, b"{}")
+            try:
+                body = json.loads(response.body)
+            except ValueError:
+                response, body = Response(500), {"error": {"message": "cut"}}
+            answer = {"status_code": response.status, "body": body}
+            (good if response.status == 200 else bad).append(
+                {"id": "1", "custom_id": line["custom_id"], "response": answer, "error": None}
+            )
+        for name, made in (("output_file_id", good), ("error_file_id", bad)):
+            if made:
+                batch[name] = f"{batch['id']}_{name}"
+                self.files[batch[name]] = "".join(json.dumps(line) + "\n" for line in made).encode()
 
     def respond(self, call: Call) -> Response | None:
         """What to send; None: nothing, ever."""
@@ -192,6 +253,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.server.connections.add(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.server.connections.discard(self.transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -211,7 +276,43 @@ class Connection(asyncio.Protocol):
             self.server.calls.append(call)
             self.server.admit(lambda: self.complete(call))
         else:
-            self.send(Response(404, b'{"error": {"message": "no such path"}}'))
+            self.send(self.manage(method, path.partition("?")[0].removeprefix("/v1"), payload))
+
+    def manage(self, method: str, path: str, payload: bytes) -> Response:
+        """Files and batches."""
+        server, name = self.server, path.split("/")[2] if path.count("/") > 1 else ""
+        if (method, path) == ("POST", "/files"):
+            boundary = payload.split(b"\r\n", 1)[0]
+            parts = [part for part in payload.split(boundary) if b'filename="' in part]
+            file = f"file_{len(server.files)}"
+            server.files[file] = parts[0].split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
+            shown: Body = {
+                "id": file,
+                "object": "file",
+                "bytes": 1,
+                "created_at": 0,
+                "filename": "f",
+                "purpose": "batch",
+            }
+        elif (method, path) == ("POST", "/batches"):
+            shown, fault = server.create_batch(json.loads(payload))
+            if fault == "create_refused":
+                return Response(500, b'{"error": {"message": "try again"}}')
+            if fault == "create_cut":
+                return Response(cut=True)
+        elif (method, path) == ("GET", "/batches"):
+            shown = {"object": "list", "data": list(server.batches.values())[::-1], "has_more": False}
+        elif method == "GET" and name in server.batches:
+            shown = server.look(server.batches[name])
+        elif method == "GET" and name in server.files:
+            content = server.files[name]
+            owner = server.batches[name.rpartition("_output")[0] or name.rpartition("_error")[0]]
+            if owner["fault"] == "cut_file":
+                owner["fault"], content = None, content[: len(content) // 2]
+            return Response(200, content)
+        else:
+            return Response(404, b'{"error": {"message": "no such path"}}')
+        return Response(200, json.dumps(shown).encode())
 
     def complete(self, call: Call) -> None:
         response = None if self.transport.is_closing() else self.server.respond(call)
@@ -219,13 +320,13 @@ class Connection(asyncio.Protocol):
             self.send(response)
 
     def send(self, response: Response) -> None:
+        if response.cut and not response.body:
+            self.transport.abort()
+            return
         size = len(response.body) + (100 if response.cut else 0)
         headers = {"content-type": "application/json", "content-length": str(size), **response.headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         start = f"HTTP/1.1 {response.status} {STATUS[response.status]}\r\n{lines}\r\n"
-        if response.cut and not response.body:
-            self.transport.abort()
-            return
         self.transport.write(start.encode() + response.body)
         if response.cut:
             self.transport.close()
