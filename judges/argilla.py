@@ -22,6 +22,7 @@ from judges.exchange import (
     as_kept,
     as_shown,
     by_task,
+    clean,
     first_shown,
     messages_of,
     ordered,
@@ -90,8 +91,8 @@ def from_argilla(rows: Iterable[Any], people: Mapping[str, str] | None = None, q
                 imported.fault(number, fault)
                 continue
             name, comment = (people or {}).get(person, person), said.get(person)
-            vote = Vote(task.id, name, as_kept(shown, left), left, None, comment if isinstance(comment, str) else "")
-            imported.votes.append(replace(vote, source=SOURCE))
+            vote = Vote(task.id, clean(name), as_kept(shown, left), left, source=SOURCE)
+            imported.votes.append(replace(vote, comment=clean(comment)) if isinstance(comment, str) else vote)
     return imported
 
 

@@ -112,7 +112,7 @@ def task_of(prompt: str | tuple[Message, ...], one: str, two: str, prompt_id: An
     """The task of a row's two responses, and which of its candidates is ``one``."""
     if one == two:
         raise Fault("identical", f"{one!r:.60}")
-    task = compare(prompt, one, two, prompt_id=prompt_id if isinstance(prompt_id, str) else None)
+    task = compare(prompt, one, two, prompt_id=clean(prompt_id) if isinstance(prompt_id, str) else None)
     return task, "first" if task.first == one else "second"
 
 
@@ -122,6 +122,11 @@ def text_of(values: Any, name: str) -> str:
     if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
         raise Fault("missing_text", f"{name} is {value!r:.60}")
     return value
+
+
+def clean(text: str) -> str:
+    """What can be written as UTF-8: JSON may hold halves of characters."""
+    return text.encode(errors="replace").decode()
 
 
 def messages_of(value: Any) -> tuple[Message, ...]:

@@ -18,6 +18,7 @@ from judges.exchange import (
     as_kept,
     as_shown,
     by_task,
+    clean,
     first_shown,
     messages_of,
     ordered,
@@ -127,7 +128,7 @@ def _vote(annotation: Any, task: Task, left: Side, people: Mapping[str, str]) ->
     return Vote(
         task.id, people.get(person, person), as_kept(shown, left), left,
         float(seconds) if isinstance(seconds, (int, float)) else None, _comment(results),
-        str(annotation.get("updated_at") or annotation.get("created_at") or ""), SOURCE,
+        clean(str(annotation.get("updated_at") or annotation.get("created_at") or "")), SOURCE,
     )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def _person(completed_by: Any) -> str:
         completed_by = completed_by.get("email") or completed_by.get("id")
     if isinstance(completed_by, bool) or not isinstance(completed_by, (int, str)) or completed_by == "":
         raise Fault("no_annotator", f"completed_by is {completed_by!r:.60}")
-    return str(completed_by)
+    return clean(str(completed_by))
 
 
 def _shown(results: Sequence[Row]) -> Shown:
@@ -167,4 +168,4 @@ def _comment(results: Sequence[Row]) -> str:
     values = [each.get("value") for each in results if each.get("type") == "textarea"]
     texts = [value.get("text") for value in values if isinstance(value, Mapping)]
     lines = [line for text in texts for line in (text if isinstance(text, list) else [text])]
-    return "\n".join(line for line in lines if isinstance(line, str))
+    return clean("\n".join(line for line in lines if isinstance(line, str)))
