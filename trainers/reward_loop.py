@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pipeline.config import RewardTrainerConfig
 from pipeline.errors import NonFiniteError
+from pipeline.padding import default_budget
 from pipeline.store import sync
 from trainers.batches import batches_of_epoch
 from trainers.bradley_terry import bradley_terry
@@ -58,7 +59,7 @@ class RewardLoop:
     ) -> None:
         self.pairs, self.held_out, self.config, self.directory = pairs, held_out, config, directory
         self.weights = weights_of(model, config.dtype)
-        self.rewards = Rewards(model, config.token_budget)
+        self.rewards = Rewards(model, config.token_budget or default_budget(model.device.type))
         self.batches: list[tuple[float, list[int]]] = []
         """Each step's pairs, and how many epochs are over after it."""
         for epoch in range(config.epochs):

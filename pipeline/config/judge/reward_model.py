@@ -25,7 +25,8 @@ class RewardModelJudge(Strict):
     is still read for the tokenizer. Where the server wants a key, it is in the environment's VLLM_API_KEY."""
     max_tokens: int = Field(4096, ge=16)
     """Conversations longer than this abstain."""
-    token_budget: int = Field(16384, ge=16)
-    """Tokens a forward pass of transformers', padding included. Bounds memory, not the scores."""
+    token_budget: int | None = Field(None, ge=16)
+    """Tokens a forward pass of transformers', padding included: bounds memory, decides speed, leaves the scores. None:
+    16,384 on a GPU, and on a CPU 1,024, since more does not fit its caches."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
     """Share of a GPU's memory that vLLM's engine takes."""
