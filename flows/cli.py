@@ -1,8 +1,6 @@
 """The command ``ratchet``. Nothing heavy is imported until a command needs it, so help and errors come at once."""
 
-import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -10,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from flows import environment
+from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
+from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json
 from pipeline.errors import RatchetError
 from pipeline.recipe import check_calls, load_recipe, load_trainer
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
     from flows.console import Console
-
-RECIPES = Path(__file__).parent / "recipes"
 
 app = typer.Typer(
     help="Iterative DPO that only moves forward: sample, judge, pair, train, evaluate, gate, in rounds.",
@@ -27,15 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Workspace = Annotated[
-    Path, typer.Option(envvar="RATCHET_WORKSPACE", help="Folder that holds all runs and everything they make.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-]
-Quiet = Annotated[bool, typer.Option(help="Print nothing but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Name = Annotated[str | None, typer.Argument(help="A run's name; the newest run where none is given.")]
+app.add_typer(judge_app, name="judge")
+app.add_typer(votes_app, name="votes")
+app.command(epilog=ANNOTATE_EXAMPLES)(annotate)
 
 
 @app.command(
@@ -71,7 +63,7 @@ def run(
     except KeyboardInterrupt:
         environment.leave(130)
     if as_json:
-        _print_json(status)
+        print_json(status)
     elif not quiet:
         _say_what_next(made, status)
 
@@ -137,7 +129,7 @@ def train(
     except SystemExit as left:
         environment.leave(int(left.code or 1))
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     console.terminal.print(plan_table(made) if dry_run else outcome_table(made))
     if not dry_run:
@@ -149,7 +141,7 @@ def status(name: Name = None, workspace: Workspace = Path("workspace"), as_json:
     """What a run has done so far: rounds, pairs, win rates, the gate's decisions."""
     found = Run.existing(workspace, name).status()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from flows.console import Console
 
@@ -183,7 +175,7 @@ def doctor(workspace: Workspace = Path("workspace"), as_json: Json = False) -> N
 
     findings = examine(workspace)
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         Console(to_stdout=True).findings_table(findings)
     raise typer.Exit(any(finding.status == "wrong" for finding in findings))
@@ -228,15 +220,6 @@ def _beside(arguments: list[str], key: str, value: float) -> str:
     own += [i + 1 for i in own if "=" not in arguments[i]]
     kept = [each for i, each in enumerate(arguments) if i not in own]
     return f"{command()} {shlex.join(kept)} --set {key}={value:g}"
-
-
-def command() -> str:
-    """``ratchet`` as one can type it here: a virtual environment that is not active needs its path."""
-    return "ratchet" if shutil.which("ratchet") else sys.argv[0]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     session.freed.clear()
 
     candidates = _stage(session, "sample", stages.sample_round, start, asked, number)
+    session.run.link(f"round-{number:03d}/candidates", candidates.path)  # for people, who judge while it waits
     first = standing.first or candidates
     standing = replace(standing, first=first)
     frozen: Frozen = (first, round_slice(read_rounds(standing.prompts), 0, per_round, config.seed))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from pipeline.calls import source_file
-from pipeline.config import Call, RewardTrainerConfig, RunConfig, TrainerConfig
+from pipeline.config import Call, JudgeFile, RewardTrainerConfig, RunConfig, TrainerConfig
 from pipeline.errors import ConfigError
 from pipeline.validation import choices, join, show, validate
 
@@ -76,7 +76,20 @@ def _settings(kind: type[Config], file: str | None, overrides: Sequence[str]) ->
     return validate(kind, document, file or "--set")
 
 
-def check_calls(config: RunConfig) -> None:
+def load_judge(name_or_path: str, recipes: Path, overrides: Sequence[str] = ()) -> RunConfig | JudgeFile:
+    """What ``[judge]`` says, in a recipe or in a file with nothing else. Arguments and errors as of
+    :func:`load_recipe`."""
+    document = _read(_find(name_or_path, recipes))
+    if document.keys() - {"judge", "vars"}:
+        return load_recipe(name_or_path, recipes, overrides)
+    for position, override in enumerate(overrides):
+        _apply(override, document, earlier=overrides[:position])
+    variables = _variables(document)
+    document.pop("vars", None)
+    return validate(JudgeFile, _fill(document, variables, ""), name_or_path)
+
+
+def check_calls(config: BaseModel) -> None:
     """Refuse a function that is not there, before anything starts. Does not import the function's own file.
 
     Raises:

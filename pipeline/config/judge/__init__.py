@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.config.base import Strict
 from pipeline.config.judge.function import CallableJudge
 from pipeline.config.judge.human import HumanJudge
 from pipeline.config.judge.llm import Endpoint, PairwiseJudge, PointwiseJudge
@@ -24,8 +25,30 @@ JudgeConfig = Annotated[
     Field(discriminator="type"),
 ]
 
+
+class JudgeFile(Strict):
+    """A judge alone, in a file of its own."""
+
+    judge: JudgeConfig
+
+
 __all__ = [
-    "CallableJudge", "ConstraintRule", "Endpoint", "FinalAnswerRule", "HumanJudge", "JsonSchemaRule", "JudgeConfig",
-    "LengthRule", "PairwiseJudge", "PanelJudge", "PanelMember", "PointwiseJudge", "RegexRule", "RewardModelJudge",
-    "Rule", "RulesJudge", "SingleJudge",
+    "CallableJudge",
+    "ConstraintRule",
+    "Endpoint",
+    "FinalAnswerRule",
+    "HumanJudge",
+    "JsonSchemaRule",
+    "JudgeConfig",
+    "JudgeFile",
+    "LengthRule",
+    "PairwiseJudge",
+    "PanelJudge",
+    "PanelMember",
+    "PointwiseJudge",
+    "RegexRule",
+    "RewardModelJudge",
+    "Rule",
+    "RulesJudge",
+    "SingleJudge",
 ]  # fmt: skip

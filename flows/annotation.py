@@ -1,0 +1,140 @@
+"""``ratchet annotate`` and ``ratchet votes``: what people are asked, and where their votes go."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from flows.sources import OF_RUN
+from flows.start import read_rounds
+from pipeline.errors import ConfigError, DataError
+from pipeline.runs import Run
+from pipeline.store import Artifact
+from pipeline.tables import read_groups, read_judgments
+
+if TYPE_CHECKING:
+    from judges.annotation.tasks import Task
+    from judges.exchange import Imported
+    from pipeline.types import Group, Judgment
+
+FORMATS = ("argilla", "label-studio")
+ROUND = re.compile(r"round-(\d+)")
+
+
+def tasks_of(given: str, workspace: Path, per_prompt: int, seed: int) -> "list[Task]":
+    """Comparisons of a run's candidates (``RUN`` or ``RUN:ROUND``, by default the newest), or of a preference file.
+
+    Raises:
+        ConfigError: ``given`` is neither.
+        DataError: the file cannot be read as preferences.
+    """
+    from judges.annotation.sources import tasks_from_groups, tasks_from_pairs
+    from judges.labels import read_labels
+
+    path = Path(given).expanduser()
+    if path.is_file():
+        return tasks_from_pairs(read_labels(path).pairs)
+    named = OF_RUN.fullmatch(given)
+    if named is None or not (workspace / "runs" / named["run"]).is_dir():
+        raise ConfigError(f"SOURCE {given!r} leads nowhere; allowed: a run (RUN or RUN:ROUND) or a file of preferences")
+    groups, judgments = candidates_of(Run.existing(workspace, named["run"]), named["round"])
+    return tasks_from_groups(groups, per_prompt, seed, judgments)
+
+
+def candidates_of(run: Run, number: str | None) -> "tuple[list[Group], list[Judgment] | None]":
+    """A round's groups, and what its judge said of them, if it has spoken. Raises ConfigError where there are none."""
+    found = sorted(int(each[1]) for folder in (run.directory / "links").glob("round-*")
+                   if (each := ROUND.fullmatch(folder.name)) and (folder / "candidates").exists())  # fmt: skip
+    if not found or (number is not None and int(number) not in found):
+        wanted = "any round" if number is None else f"round {number}"
+        raise ConfigError(f"run {run.name!r} has no candidates of {wanted}; it has {found or 'none at all'}")
+    links = run.directory / "links" / f"round-{found[-1] if number is None else int(number):03d}"
+    prompts = run.store.get("prompts", run.status()["initial"]["artifacts"]["prompts"])
+    by_id = {prompt.id: prompt for prompt in read_rounds(prompts)}
+    groups = [group for table in _linked(run, links / "candidates").tables() for group in read_groups(table, by_id)]
+    if not (links / "judgments").exists():
+        return groups, None
+    tables = _linked(run, links / "judgments").tables()
+    return groups, [judgment for table in tables for judgment in read_judgments(table)]
+
+
+def _linked(run: Run, link: Path) -> Artifact:
+    place = link.resolve()
+    return run.store.get(place.parent.name, place.name)
+
+
+def calibration_items(labels: Path) -> "list[Task]":
+    from judges.annotation.sources import tasks_from_pairs
+    from judges.labels import read_labels
+
+    return tasks_from_pairs(read_labels(labels).pairs, known=True)
+
+
+def summary(votes: Path) -> dict[str, Any]:
+    from judges.annotation.store import read_votes
+    from judges.annotation.summary import summarise
+
+    records = read_votes(votes)
+    return summarise(records.votes, records.tasks.values())
+
+
+def export_votes(votes: Path, form: str) -> list[dict[str, Any]]:
+    """All tasks, with the votes there are, as the tool's own records."""
+    from judges.annotation.store import read_votes
+    from judges.argilla import to_argilla
+    from judges.label_studio import to_label_studio
+
+    records = read_votes(votes)
+    tasks = list(records.tasks.values())
+    return to_argilla(tasks, records.votes) if form == FORMATS[0] else to_label_studio(tasks, records.votes)
+
+
+def import_votes(file: Path, votes: Path, form: str, people: Mapping[str, str]) -> "tuple[Imported, int]":
+    """What was read of the tool's file, and how many votes are new in ``votes``."""
+    from judges.annotation.store import VoteStore
+    from judges.argilla import from_argilla
+    from judges.exchange import add_to
+    from judges.label_studio import from_label_studio
+
+    rows = _rows(file)
+    imported = from_argilla(rows, people) if form == FORMATS[0] else from_label_studio(rows, people)
+    with VoteStore(votes) as store:
+        return imported, add_to(store, imported)
+
+
+def _rows(file: Path) -> Sequence[Any]:
+    """A JSON array, or an object a line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = (
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        )
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{file}: {error}; allowed: a JSON array of records, or one record a line") from None
+    return list(document)
+
+
+def summary_table(found: Mapping[str, Any]) -> RenderableType:
+    """Votes, what remains, and each annotator."""
+    table = Table(title=_caption(found), title_justify="left", title_style="")
+    for name in ("annotator", "votes", "skipped", "known right", "to the left", "seconds"):
+        table.add_column(name, justify="left" if name == "annotator" else "right")
+    for each in found["annotators"]:
+        known = each.get("calibration") or {}
+        right = f"{known['right']} of {known['answered']}" if known.get("answered") else ""
+        left, seconds = each.get("left"), each.get("seconds")
+        table.add_row(each["name"], str(each["votes"]), str(each["skipped"]), right,
+                      "" if left is None else f"{left:.0%}", "" if seconds is None else f"{seconds:.0f}")  # fmt: skip
+    return table
+
+
+def _caption(found: Mapping[str, Any]) -> str:
+    alpha = (found["alpha"] or {}).get("value")
+    agreed = "" if alpha is None else f", Krippendorff's α {alpha:.2f}"
+    return (
+        f"{found['votes']} votes on {found['finished']} of {found['tasks']} tasks, {found['remaining']} remain{agreed}"
+    )

@@ -1,0 +1,87 @@
+"""What asking language models costs: before it is done, and after."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from pipeline.config import JudgeConfig, PairwiseJudge, PanelJudge, PointwiseJudge
+from pipeline.types import Group
+
+if TYPE_CHECKING:
+    from judges import Desk
+    from judges.estimate import Estimate
+    from judges.ledger import Use
+    from judges.pairwise import PairwiseJudge as Pairwise
+    from judges.pointwise import PointwiseJudge as Pointwise
+    from judges.request import Request
+
+
+def of_check(labels: Path | None, limit: int | None) -> list[Group]:
+    """What ``ratchet judge check`` would have judged. Raises DataError where the labels cannot be read."""
+    from judges.canaries import canaries
+    from judges.health import drawn, groups
+    from judges.labels import read_labels
+
+    pairs = [] if labels is None else drawn(read_labels(labels).pairs, limit)
+    return [*groups(pairs), *(canary.group for canary in canaries())]
+
+
+def estimates(config: JudgeConfig, groups: Sequence[Group], paid_from: "Desk") -> "list[Estimate]":
+    """Calls, tokens and money of judging ``groups``, an entry an endpoint. Empty where no language model is asked.
+
+    Sends nothing, and needs no key.
+    """
+    from judges.estimate import estimate
+    from judges.ledger import opened
+
+    if isinstance(config, PanelJudge):
+        return [each for member in config.members.values() for each in estimates(member.judge, groups, paid_from)]
+    if not isinstance(config, PointwiseJudge | PairwiseJudge):
+        return []
+    asked: list[list[Request]] = [[] for _ in config.endpoints]
+    with closing(_llm_judge(config, paid_from)) as judge:
+        for endpoint, request in judge.calls(groups):
+            asked[endpoint].append(request)
+    known = opened(paid_from.ledger)
+    return [
+        estimate(endpoint, requests, known.answered(request.key for request in requests))
+        for endpoint, requests in zip(config.endpoints, asked, strict=True)
+    ]
+
+
+def _llm_judge(config: PointwiseJudge | PairwiseJudge, paid_from: "Desk") -> "Pointwise | Pairwise":
+    from judges import pairwise, pointwise
+
+    if isinstance(config, PointwiseJudge):
+        return pointwise.PointwiseJudge(config, "estimate", paid_from)
+    return pairwise.PairwiseJudge(config, "estimate", paid_from)
+
+
+def estimates_table(estimates: "Sequence[Estimate]") -> RenderableType:
+    if not estimates:
+        return "No language model is asked: nothing to pay."
+    table = Table(box=None, padding=(0, 2))
+    for name in ("model", "calls", "in the ledger", "prompt tokens", "reply tokens at most", "cost"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for each in estimates:
+        cost = "no prices" if each.low is None else f"{each.low:.2f} to {each.high:.2f}"
+        table.add_row(each.model, f"{each.calls:,}", f"{each.answered:,}", f"{each.prompt_tokens:,}",
+                      f"{each.most_reply_tokens:,}", cost)  # fmt: skip
+    return table
+
+
+def uses_table(uses: "Sequence[Use]") -> RenderableType:
+    if not uses:
+        return "Nothing was asked."
+    table = Table(box=None, padding=(0, 2))
+    for name in ("judge", "model", "calls", "from the ledger", "tokens in", "tokens out", "cost", "failed tries"):
+        table.add_column(name, justify="left" if name in ("judge", "model", "failed tries") else "right")
+    for use in uses:
+        failed = ", ".join(f"{count} {reason}" for reason, count in sorted(use.failures.items()))
+        table.add_row(use.judge, use.model, f"{use.calls:,}", f"{use.cached:,}", f"{use.tokens_in:,}",
+                      f"{use.tokens_out:,}", f"{use.cost:.4f}", failed)  # fmt: skip
+    return table
