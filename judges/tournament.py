@@ -35,7 +35,7 @@ class Standings:
     alone          there is nothing to compare it with
     no_comparison  all its comparisons abstained, or, in a knockout, the one it depended on
     not_connected  it was compared, but not with those who have a score, not even through others
-    undecided      the comparison that would have found the best, or the worst, abstained
+    undecided      a knockout found no best, or no worst, or nothing that sets the two apart: comparisons abstained
     """
 
 
@@ -114,10 +114,12 @@ def knockout(n: int) -> Schedule:
     """Best and worst in at most 3 n / 2 comparisons: they score 1 and −1, all others 0.
 
     Winners of the first round go on to find the best, losers the worst; who has no opponent goes on in both. Of a
-    tie, either may go on: under a judge without cycles they are equal. Where no comparison had a winner, all are equal
-    and score 0; so they do where a cycle makes best and worst the same, or where those two met and the best did not
-    win. After an abstention both leave without a score; the best is then the best of those that could be judged. Where
-    nobody is left to be the best, or the worst, all abstain.
+    tie, either may go on: under a judge without cycles they are equal. Where wins and ties lead from the worst back to
+    the best, because all are ties or the judge goes round in a cycle, all score 0.
+
+    After an abstention both leave without a score; the best is then the best of those that could be judged. Where
+    nobody is left to be the best, or the worst, or no chain of comparisons says that the one is above the other, all
+    abstain.
     """
     if n == 1:
         return Standings((None,), {0: "alone"})
@@ -155,15 +157,26 @@ def neighbours(players: Sequence[int]) -> list[Pair]:
 def _standings(
     n: int, best: list[int], worst: list[int], games: Mapping[Pair, float], lost_sight: set[int]
 ) -> Standings:
-    if not best or not worst:
-        return Standings((None,) * n, {i: "no_comparison" if i in lost_sight else "undecided" for i in range(n)})
-    (top,), (bottom,) = best, worst
-    met = games.get((top, bottom), 1.0 - games.get((bottom, top), 0.0))
-    ranked = top != bottom and met > 0.5 and any(result != 0.5 for result in games.values())
-    known = {player for pair in games for player in pair} - (lost_sight - {top, bottom})
-    scores = dict.fromkeys(known, 0.0) | ({top: 1.0, bottom: -1.0} if ranked else {})
+    known = {player for pair in games for player in pair} - (lost_sight - {*best, *worst})
     missing = {player: "no_comparison" for player in range(n) if player not in known}
+    if not best or not worst or not at_least(best[0], worst[0], games):
+        return Standings((None,) * n, dict.fromkeys(known, "undecided") | missing)
+    (top,), (bottom,) = best, worst
+    ends = {} if at_least(bottom, top, games) else {top: 1.0, bottom: -1.0}
+    scores = dict.fromkeys(known, 0.0) | ends
     return Standings(tuple(scores.get(player) for player in range(n)), missing)
+
+
+def at_least(one: int, other: int, games: Mapping[Pair, float]) -> bool:
+    """Whether a chain of wins and ties leads from ``one`` down to ``other``."""
+    below = [one] if any(one in pair for pair in games) else []
+    for player in below:
+        for (first, second), result in games.items():
+            if first == player and result >= 0.5 and second not in below:
+                below.append(second)
+            elif second == player and result <= 0.5 and first not in below:
+                below.append(first)
+    return other in below
 
 
 def most_comparisons(schedule: str, n: int) -> int:

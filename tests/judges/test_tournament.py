@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from judges.tournament import (
@@ -181,6 +181,7 @@ def test_a_knockout_finds_best_and_worst_in_at_most_three_halves_n_comparisons(q
         assert qualities[scores.index(-1.0)] == min(qualities)
 
 
+@settings(max_examples=500)
 @given(st.integers(2, 12), st.randoms(use_true_random=False))
 def test_a_knockout_with_abstentions_never_ranks_by_a_comparison_that_was_not_made(n: int, draw: random.Random) -> None:
     made: dict[Pair, float] = {}
@@ -205,6 +206,15 @@ def test_a_cycle_of_three_is_a_tie_of_all() -> None:
     beats = {(0, 1), (2, 0), (1, 2)}
     standings, _ = play(knockout(3), lambda i, j: float((i, j) in beats))
     assert standings.scores == (0.0, 0.0, 0.0)
+
+
+def test_a_best_and_a_worst_that_nothing_sets_apart_are_not_named() -> None:
+    """Quality is the index. Without the comparisons of 5 with 7 and of 0 with 2, 3 is left as the best and 4 as the
+    worst."""
+    standings, asked = play(knockout(8), lambda i, j: None if (i, j) in {(5, 7), (0, 2)} else by(range(8))(i, j))
+    assert {(1, 3), (4, 6)} < set(asked)
+    assert standings.scores == (None,) * 8
+    assert standings.abstained[3] == standings.abstained[4] == "undecided"
 
 
 def test_a_knockout_whose_final_abstains_names_nobody() -> None:
