@@ -64,8 +64,9 @@ class Jury:
         ConfigError: the template cannot be used.
     """
 
-    def __init__(self, config: PointwiseJudge | PairwiseJudge, desk: Desk) -> None:
+    def __init__(self, config: PointwiseJudge | PairwiseJudge, name: str, desk: Desk) -> None:
         self.config = config
+        self.name = name
         self.scale = scale_of(config)
         self.template = Template(config.type, config.template)
         self._values = [_values(config, self.scale, endpoint) for endpoint in config.endpoints]
@@ -120,7 +121,7 @@ class Jury:
         if self._clients is None:
             from judges.client import Client
 
-            self._clients = [Client(endpoint, self._desk) for endpoint in self.config.endpoints]
+            self._clients = [Client(endpoint, self._desk, self.name) for endpoint in self.config.endpoints]
         return self._clients[juror]
 
     def _request(self, juror: int, prompt: Prompt, texts: Mapping[str, str], sample: int) -> Request:

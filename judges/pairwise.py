@@ -68,7 +68,7 @@ class PairwiseJudge:
         """Raises ConfigError where the template cannot be used."""
         self.name = name
         self.config = config
-        self.jury = Jury(config, desk)
+        self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
         from judges.client import run

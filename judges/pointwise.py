@@ -26,7 +26,7 @@ class PointwiseJudge:
     def __init__(self, config: knobs.PointwiseJudge, name: str, desk: Desk) -> None:
         """Raises ConfigError where the template cannot be used."""
         self.name = name
-        self.jury = Jury(config, desk)
+        self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
         from judges.client import run
