@@ -238,22 +238,26 @@ class Batches:
     async def _outcomes(self, number: int, batch: "Batch") -> dict[str, Outcome]:
         """By key, of all that the ledger still waits for in it."""
         outcomes = {}
-        for file in (batch.output_file_id, batch.error_file_id):
-            for line in await self._lines(file) if file else []:
+        completed = batch.request_counts.completed if batch.request_counts is not None else 0
+        for file, least in ((batch.output_file_id, completed), (batch.error_file_id, 0)):
+            for line in await self._lines(file, least) if file else []:
                 outcomes[str(line.get("custom_id"))] = of_line(line)
         errors = (batch.errors.data if batch.errors else None) or []
         detail = "; ".join(f"{each.code}: {each.message}" for each in errors)
         absent = Outcome(f"batch_{batch.status}", detail, fatal=any(each.code in QUOTA for each in errors))
         return {key: outcomes.get(key, absent) for key in self._ledger.batch_keys(number)}
 
-    async def _lines(self, file: str) -> list[dict[str, Any]]:
-        """Fetched again where it came broken: what it holds is paid for."""
+    async def _lines(self, file: str, least: int) -> list[dict[str, Any]]:
+        """At least ``least``. Fetched again where it came broken: what it holds is paid for."""
         for attempt in range(1, self._endpoint.tries + 1):
             try:
                 text = (await self._api.files.content(file)).text
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
+                lines = [json.loads(line) for line in text.split("\n") if line.strip()]
             except ValueError:
-                await asyncio.sleep(limits.back_off(attempt, self._waits.back_off, self._waits.longest_back_off))
+                lines = []
+            if lines and len(lines) >= least:
+                return lines
+            await asyncio.sleep(limits.back_off(attempt, self._waits.back_off, self._waits.longest_back_off))
         raise JudgeError(f"{self._place}: the batch's file {file} cannot be read; its batch is kept for another run")
 
     def _book(self, number: int, outcomes: Mapping[str, Outcome]) -> None:

@@ -30,7 +30,7 @@ class Request:
         """SHA-256 of the canonical JSON."""
         content = [self.base_url, self.model, list(self.messages), dict(self.body), self.sample]
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,7 @@ class ApiServer:
             (good if response.status == 200 else bad).append(
                 {"id": "1", "custom_id": line["custom_id"], "response": answer, "error": None}
             )
+        batch["request_counts"] = {"total": len(lines), "completed": len(good), "failed": len(bad)}
         for name, made in (("output_file_id", good), ("error_file_id", bad)):
             if made:
                 batch[name] = f"{batch['id']}_{name}"
