@@ -1,8 +1,7 @@
 """``ratchet annotate`` and ``ratchet votes``: what people are asked, and where their votes go."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,15 @@ from rich.table import Table
 
 from flows.sources import OF_RUN
 from flows.start import read_rounds
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.runs import Run
 from pipeline.store import Artifact
 from pipeline.tables import read_groups, read_judgments
 
 if TYPE_CHECKING:
     from judges.annotation.tasks import Task
-    from judges.exchange import Imported
     from pipeline.types import Group, Judgment
 
-FORMATS = ("argilla", "label-studio")
 ROUND = re.compile(r"round-(\d+)")
 
 
@@ -80,42 +77,6 @@ def summary(votes: Path) -> dict[str, Any]:
 
     records = read_votes(votes)
     return summarise(records.votes, records.tasks.values())
-
-
-def export_votes(votes: Path, form: str) -> list[dict[str, Any]]:
-    """All tasks, with the votes there are, as the tool's own records."""
-    from judges.annotation.store import read_votes
-    from judges.argilla import to_argilla
-    from judges.label_studio import to_label_studio
-
-    records = read_votes(votes)
-    tasks = list(records.tasks.values())
-    return to_argilla(tasks, records.votes) if form == FORMATS[0] else to_label_studio(tasks, records.votes)
-
-
-def import_votes(file: Path, votes: Path, form: str, people: Mapping[str, str]) -> "tuple[Imported, int]":
-    """What was read of the tool's file, and how many votes are new in ``votes``."""
-    from judges.annotation.store import VoteStore
-    from judges.argilla import from_argilla
-    from judges.exchange import add_to
-    from judges.label_studio import from_label_studio
-
-    rows = _rows(file)
-    imported = from_argilla(rows, people) if form == FORMATS[0] else from_label_studio(rows, people)
-    with VoteStore(votes) as store:
-        return imported, add_to(store, imported)
-
-
-def _rows(file: Path) -> Sequence[Any]:
-    """A JSON array, or an object a line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        document = (
-            json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        )
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: {error}; allowed: a JSON array of records, or one record a line") from None
-    return list(document)
 
 
 def summary_table(found: Mapping[str, Any]) -> RenderableType:

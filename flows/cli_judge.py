@@ -1,6 +1,7 @@
 """``ratchet judge``, ``ratchet annotate`` and ``ratchet votes``. Heavy imports wait in the commands."""
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,11 @@ votes_app = typer.Typer(help="Votes that people cast: a summary, and exchange wi
 
 Recipe = Annotated[str, typer.Argument(help="A recipe, or a .toml file with nothing but [judge].")]
 Votes = Annotated[Path, typer.Argument(help="The file of votes.")]
-Form = Annotated[str, typer.Option("--format", help="argilla or label-studio.")]
+
+
+class Tool(StrEnum):
+    argilla = "argilla"
+    label_studio = "label-studio"
 
 
 @judge_app.command(
@@ -184,29 +189,33 @@ def summary(votes: Votes, as_json: Json = False) -> None:
         Console(to_stdout=True).terminal.print(annotation.summary_table(found))
 
 
-@votes_app.command("export", epilog="Example:\n\n`ratchet votes export votes.jsonl --format argilla > records.json`")
-def export_votes(votes: Votes, form: Form = "label-studio") -> None:
-    """Print tasks and votes as Argilla's or Label Studio's records."""
-    from flows import annotation
+@votes_app.command("export", epilog="Example:\n\n`ratchet votes export votes.jsonl records.json --to argilla`")
+def export_votes(
+    votes: Votes,
+    file: Annotated[Path, typer.Argument(help="A .json or .jsonl file to write.")],
+    to: Annotated[Tool, typer.Option(help="The tool.")] = Tool.label_studio,
+) -> None:
+    """Write tasks and votes as Argilla's or Label Studio's records."""
+    from judges.annotation.files import export_file
 
-    print_json(annotation.export_votes(votes, _known(form)))
+    typer.echo(f"{export_file(votes, file, to.value)} tasks in {file}")
 
 
 @votes_app.command(
-    "import", epilog="Example:\n\n`ratchet votes import export.json votes.jsonl --format label-studio --person 7=ann`"
+    "import", epilog="Example:\n\n`ratchet votes import export.json votes.jsonl --from label-studio --person 7=ann`"
 )
 def import_votes(
     file: Annotated[Path, typer.Argument(help="What the tool exported.")],
     votes: Votes,
-    form: Form = "label-studio",
+    tool: Annotated[Tool, typer.Option("--from", help="The tool.")] = Tool.label_studio,
     person: Annotated[list[str] | None, typer.Option(help="ID=NAME of an annotator; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
     """Take tasks and votes over from Argilla or Label Studio. Doing it twice changes nothing."""
-    from flows import annotation
+    from judges.annotation.files import import_file
 
     people = dict(_named(each) for each in person or [])
-    imported, new = annotation.import_votes(file, votes, _known(form), people)
+    imported, new = import_file(file, votes, tool.value, people)
     found = {
         "rows": imported.rows, "tasks": len(imported.tasks), "votes": len(imported.votes), "new": new,
         "faults": dict(imported.faults), "examples": imported.examples,
@@ -235,14 +244,6 @@ def _ledger(workspace: Path) -> Path:
     from flows.judging import LEDGER
 
     return workspace.resolve() / LEDGER
-
-
-def _known(form: str) -> str:
-    from flows.annotation import FORMATS
-
-    if form not in FORMATS:
-        raise ConfigError(f"--format {form!r}; allowed: {', '.join(FORMATS)}")
-    return form
 
 
 def _named(person: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from pipeline.store import Store, locked, write_json
 from pipeline.types import Policy, RoundState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-EXTENDABLE = ("rounds", "title", "description")
+EXTENDABLE = ("rounds", "title", "description", "limits", "health")
 """Settings that may change when a run is taken up again: they decide nothing that was already made."""
 
 

@@ -1,0 +1,234 @@
+"""Judges in a run: a language model behind the ledger, panels on frozen scales, people, and health before training."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.annotation import candidates_of
+from judges.annotation.sources import tasks_from_groups
+from judges.annotation.store import Vote, VoteStore
+from judges.ledger import opened
+from pipeline.errors import ConfigError, JudgeError, UnfitJudgeError
+from pipeline.runs import Run
+from pipeline.tables import read_judgments
+from tests.judges.api_server import ApiServer
+from tests.judges.asked import answers
+from tests.judges.replies import RATING
+
+from .conftest import RunSmall, Said
+from .small import RECIPE, store_of
+
+ONE = ("rounds=1", "prompts.source.call.args.ravin=6", "prompts.source.call.args.held_out=4", "prompts.held_out=4")
+RULES = {"type": "rules", "rules": {"pizza": {"type": "regex", "pattern": "pizza"}}}
+
+
+def rate(text: str) -> str:
+    return "9" if "pizza" in text else str(1 + len(text) % 5)
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    with ApiServer(answers(RATING, rate)) as started:
+        yield started
+
+
+def judge(**settings: Any) -> str:
+    """A whole [judge] as one setting."""
+    return f"judge={_toml(settings)}"
+
+
+def llm(api: ApiServer, **more: Any) -> dict[str, Any]:
+    endpoint = {"model": "rater", "base_url": api.base_url, "price_in": 1.0, "price_out": 1.0} | more
+    return {"type": "pointwise", "endpoints": [endpoint], "max_tokens": 64}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+# ---------------------------------------------------------------------------------------------- language models
+def test_a_language_model_judges_a_round_and_another_run_pays_nothing_for_the_same(
+    run_small: RunSmall, api: ApiServer, tmp_path: Path
+) -> None:
+    config = (*ONE, judge(**llm(api)), "limits.budget=1.0")
+    first = run_small("paid", *config, workspace=tmp_path)
+    ledger = opened(str(tmp_path / "ledger.sqlite"))
+    asked, balance = len(api.calls), ledger.balance("paid")
+    assert asked > 0
+    assert 0 < balance.spent <= 1.0
+    run_small("paid-again", *config, "pairing.margin=2.0", "trainer.beta=0.2", workspace=tmp_path)
+    again = [call.body["messages"] for call in api.calls[asked:]]
+    assert not [messages for messages in again if messages in [call.body["messages"] for call in api.calls[:asked]]]
+    (scored,) = {judgment.judge for judgment in _judgments(first)}
+    assert scored == "rater"
+
+
+def test_a_budget_that_is_reached_stops_the_run_and_a_larger_one_goes_on_without_paying_twice(
+    run_small: RunSmall, api: ApiServer, tmp_path: Path
+) -> None:
+    config = (*ONE, judge(**llm(api)), "limits.retries=0")
+    with pytest.raises(JudgeError, match="budget"):
+        run_small("short", *config, "limits.budget=0.002", workspace=tmp_path)
+    ledger = opened(str(tmp_path / "ledger.sqlite"))
+    assert ledger.balance("short").spent <= 0.002
+    paid = [json.dumps(call.body, sort_keys=True) for call in api.calls if call.answered]
+    assert run_small("short", *config, "limits.budget=1.0", workspace=tmp_path)["state"] == "complete"
+    everything = [json.dumps(call.body, sort_keys=True) for call in api.calls if call.answered]
+    assert len(everything) == len(set(everything)) > len(paid) > 0
+
+
+# ---------------------------------------------------------------------------------------------- panels
+def panel(**more: Any) -> str:
+    members = {
+        "food": {"judge": RULES, "weight": 2.0},
+        "short": {"judge": {"type": "rules", "rules": {"short": {"type": "length", "maximum": 3}}}},
+    }
+    return judge(**{"type": "panel", "members": members} | more)
+
+
+def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first_round(
+    run_small: RunSmall, tmp_path: Path
+) -> None:
+    status = run_small("panel", "rounds=2", panel(), workspace=tmp_path)
+    store = store_of(status)
+    made = [store.get("panel", entry["artifacts"]["judgments"]) for entry in status["rounds"]]
+    first, second = (artifact.info["calibration"] for artifact in made)
+    assert first == second
+    assert first["scales"]["food"]["std"] > 0
+    for judgment in read_judgments(made[1].table()):
+        for score, vote in zip(judgment.scores, judgment.votes, strict=True):
+            assert score is not None
+            assert vote["raw"].keys() == {"food", "short"}
+    before = set(tmp_path.glob("artifacts/judgments/*"))
+    reweighted = run_small("panel-2", "rounds=2", panel(combine="minimum"), "rounds=1", workspace=tmp_path)
+    assert reweighted["rounds"][0]["artifacts"]["candidates"] == status["rounds"][0]["artifacts"]["candidates"]
+    members = {made[0].manifest["inputs"][name] for name in ("food", "short")}
+    assert {store.get("panel", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][name]
+            for name in ("food", "short")} == members  # fmt: skip
+    assert members <= {path.name for path in before}
+
+
+# ---------------------------------------------------------------------------------------------- people
+def test_a_run_waits_for_people_and_goes_on_when_they_have_voted(run_small: RunSmall, tmp_path: Path) -> None:
+    votes = tmp_path / "votes.jsonl"
+    config = (*ONE, judge(type="human", votes=str(votes)), f"evaluation.judge={_toml(RULES)}", "limits.retries=0")
+    with pytest.raises(JudgeError, match="ratchet annotate"):
+        run_small("people", *config, workspace=tmp_path)
+    groups, judgments = candidates_of(Run.existing(tmp_path, "people"), None)
+    assert judgments is None
+    with VoteStore(votes) as store:
+        tasks = tasks_from_groups(groups, per_group=2)
+        store.add_tasks(tasks)
+        for task in tasks:
+            better = "first" if "pizza" in task.first else "second" if "pizza" in task.second else "both_bad"
+            store.cast(Vote(task.id, "ann", better, "first"))
+    status = run_small("people", *config, workspace=tmp_path)
+    assert status["state"] == "complete"
+    assert status["rounds"][0]["pairs"] > 0
+    scores = [score for judgment in _judgments(status) for score in judgment.scores]
+    assert {1.0, 0.0} <= set(scores)
+
+
+# ---------------------------------------------------------------------------------------------- health
+def _labels(path: Path, count: int = 12) -> str:
+    rows = [{"prompt": f"food of {n}?", "a": f"pizza {n}", "b": f"stone {n}", "label": "a"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_judge_that_people_do_not_agree_with_trains_nothing(run_small: RunSmall, tmp_path: Path) -> None:
+    labels = _labels(tmp_path / "labels.jsonl")
+    wrong = {"type": "rules", "rules": {"stone": {"type": "regex", "pattern": "stone.*"}}}
+    health = f"health={_toml({'labels': labels, 'require': ['agreement >= 0.9']})}"
+    with pytest.raises(UnfitJudgeError, match=r"agreement >= 0\.9 does not hold \(0\)"):
+        run_small("unfit", *ONE, judge(**wrong), health, workspace=tmp_path)
+    assert not list(tmp_path.glob("artifacts/policy/*/manifest.json"))
+    right = {"type": "rules", "rules": {"pizza": {"type": "regex", "pattern": "pizza.*"}}}
+    status = run_small("fit", *ONE, judge(**right), health, workspace=tmp_path)
+    assert status["initial"]["health"]["figures"]["agreement"] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- commands
+def _judge_file(path: Path, config: dict[str, Any]) -> str:
+    path.write_text(f"judge = {_toml(config)}\n")
+    return str(path)
+
+
+def test_judge_check_prints_figures_and_fails_where_a_condition_does_not_hold(
+    ratchet: Callable[..., Said], tmp_path: Path
+) -> None:
+    file = _judge_file(tmp_path / "judge.toml", {"type": "rules", "rules": {"p": {"type": "regex", "pattern": "p.*"}}})
+    labels = _labels(tmp_path / "labels.jsonl")
+    code, out, _ = ratchet("judge", "check", file, "--labels", labels, "--json", "--workspace", tmp_path)
+    assert (code, json.loads(out)["figures"]["agreement"]) == (0, 1.0)
+    code, _, err = ratchet("judge", "check", file, "--labels", labels, "--require", "tie_rate < 0", "--quiet")
+    assert code == JudgeError.exit_code
+    assert "tie_rate < 0 does not hold (0)" in err
+
+
+def test_a_dry_run_names_calls_and_cost_and_asks_nothing(
+    ratchet: Callable[..., Said], api: ApiServer, tmp_path: Path
+) -> None:
+    file, labels = _judge_file(tmp_path / "judge.toml", llm(api)), _labels(tmp_path / "labels.jsonl")
+    arguments = ("judge", "check", file, "--labels", labels, "--workspace", tmp_path)
+    code, out, _ = ratchet(*arguments, "--dry-run", "--json")
+    (plan,) = json.loads(out)
+    assert (code, api.calls) == (0, [])
+    assert plan["answered"] == 0
+    assert ratchet(*arguments, "--budget", plan["high"], "--quiet")[0] == 0
+    assert len(api.calls) == plan["calls"]
+    (after,) = json.loads(ratchet(*arguments, "--dry-run", "--json")[1])
+    assert (after["answered"], after["high"]) == (plan["calls"], 0.0)
+    (use,) = json.loads(ratchet("judge", "spent", "--workspace", tmp_path, "--json")[1])
+    assert use["calls"] == plan["calls"]
+    assert 0 < use["cost"] <= plan["high"]
+
+
+MISTAKES = {
+    ("judge", "check", "fod"): "there is no recipe 'fod'; did you mean 'food'?",
+    ("judge", "check", str(RECIPE), "--held-out"): "small.toml has no [evaluation.judge]",
+    ("judge", "check", "food", "--require", "kapa > 1"): "'kapa > 1' is not '<metric> <operator> <number>'",
+    ("judge", "check", "food", "--require", "kappa > 1"): "'kappa > 1' needs labels",
+    ("judge", "spent"): "nothing was ever asked in",
+    ("annotate", "nothing"): "SOURCE 'nothing' leads nowhere; allowed: a run (RUN or RUN:ROUND) or a file",
+    ("votes", "import", "f.json", "v.jsonl", "--person", "7"): "--person '7'; allowed: ID=NAME",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=lambda arguments: " ".join(arguments[-2:]))
+def test_a_mistake_is_one_line(
+    arguments: tuple[str, ...], ratchet: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ratchet(*arguments)
+    assert (code, out, err.count("\n")) == (ConfigError.exit_code, "", 1)
+    assert MISTAKES[arguments] in err
+
+
+def test_votes_go_to_a_tool_and_come_back(ratchet: Callable[..., Said], tmp_path: Path) -> None:
+    votes, copy, exported = (tmp_path / name for name in ("votes.jsonl", "copy.jsonl", "exported.json"))
+    labels = _labels(tmp_path / "labels.jsonl", 3)
+    from flows.annotation import tasks_of
+
+    with VoteStore(votes) as store:
+        store.add_tasks(tasks := tasks_of(labels, tmp_path, 1, 0))
+        store.cast(*(Vote(task.id, "ann", "first", "first") for task in tasks))
+    for form in ("argilla", "label-studio"):
+        assert ratchet("votes", "export", votes, exported, "--to", form)[:2] == (0, f"3 tasks in {exported}\n")
+        code, out, _ = ratchet("votes", "import", exported, copy, "--from", form, "--json")
+        assert (code, json.loads(out)["votes"], json.loads(out)["faults"].keys() - {"voted_elsewhere"}) == (0, 3, set())
+    found = json.loads(ratchet("votes", "summary", copy, "--json")[1])
+    assert found["tasks"] == 3
+    assert found["verdicts"] == {"first": 3} or sum(found["verdicts"].values()) >= 3
+
+
+def _judgments(status: dict[str, Any]) -> list[Any]:
+    table = store_of(status).get("judgments", status["rounds"][0]["artifacts"]["judgments"]).table()
+    return list(read_judgments(table))
