@@ -23,7 +23,7 @@ PRIOR = 0.5
 """Games drawn against an average opponent that each strength starts with: an unbeaten candidate stays finite."""
 TOLERANCE = 1e-10
 """In logits: strengths have converged when none moves further."""
-STEPS = 1000
+STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,8 @@ def bradley_terry(players: Sequence[int], games: Mapping[Pair, float]) -> list[f
         bend = -played * chance * (1.0 - chance)
         bend[np.diag_indices_from(bend)] = PRIOR * drawn * (1.0 - drawn) - bend.sum(axis=1)
         step = np.linalg.solve(bend, slope)
-        largest = np.abs(step).max(initial=0.0)
-        strength = strength + step / max(1.0, largest)  # no further than a logit, where the parabola is no guide
-        if largest < TOLERANCE:
+        strength = strength + step
+        if np.abs(step).max(initial=0.0) < TOLERANCE:
             break
     centred: list[float] = (strength - strength.mean()).tolist() if players else []
     return centred

@@ -168,6 +168,14 @@ def test_what_cannot_work_at_all_is_an_error_and_answers_on_their_way_are_kept(j
     assert all(judgment.scores == (3.0, 5.0) for judgment in judgments)
 
 
+def test_where_one_of_a_jury_cannot_work_the_others_finish_what_is_on_its_way_and_no_more(judge: Make) -> None:
+    groups = [group("3 a", prompt=f"p{i}") for i in range(60)]
+    with ApiServer(script=["unauthorised"]) as broken, ApiServer(answers(RATING, rate), latency=0.2) as good:
+        with pytest.raises(JudgeError):
+            judge(broken, good, concurrency=2).judge(groups)
+        assert 2 <= len(good.calls) == len(good.answered) < 60
+
+
 def test_a_thousand_fuzzed_replies_over_http_raise_nothing_and_invent_nothing(judge: Make) -> None:
     replies = {str(number): raw for number, raw in enumerate(fuzzed(RATING, "json_schema", 1000, seed=1))}
     groups = [group(*(str(4 * i + j) for j in range(4)), prompt=str(i)) for i in range(250)]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from judges import questions
 from judges.questions import PACKAGED, SHOWN, VARIABLES, Kind, Template, fence, subject
 from pipeline.errors import ConfigError
 from pipeline.types import Message, Prompt
@@ -76,6 +77,11 @@ def test_a_candidate_that_closes_a_fence_it_saw_elsewhere_stays_inside_its_own()
 def test_the_fence_is_the_same_again_and_another_for_other_texts() -> None:
     assert fence({"a": "x"}) == fence({"a": "x"})
     assert len({fence({"a": "x"}), fence({"a": "y"}), fence({"b": "x"})}) == 3
+
+
+def test_a_word_that_the_texts_hold_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "FENCE_LENGTH", 1)  # so that the words can run out
+    assert fence({"x": "0123456789abcde"}) == "f"
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark_because_no_request_can_carry_it() -> None:

@@ -103,11 +103,12 @@ def test_simulated_verdicts_give_the_strengths_they_were_drawn_from() -> None:
     assert [each / scale for each in found] == pytest.approx(true, abs=0.1)
 
 
-def test_an_unbeaten_candidate_is_finite_and_first() -> None:
-    strengths = bradley_terry(range(16), every(16, by(range(16))))
+@pytest.mark.parametrize("n", [2, 16, 128])
+def test_an_unbeaten_candidate_is_finite_and_first(n: int) -> None:
+    strengths = bradley_terry(range(n), every(n, by(range(n))))
     assert strengths == sorted(strengths)
     assert all(math.isfinite(each) for each in strengths)
-    assert strengths[-1] < 8
+    assert bradley_terry(range(16), every(16, by(range(16))))[-1] < 8
 
 
 def test_all_ties_are_all_equal() -> None:

@@ -216,6 +216,7 @@ def test_the_expected_value_is_taken_over_the_labels_renormalised() -> None:
         (['{"reasoning": "say \\"verdict\\": \\"A\\"", "verdict":', ' "A', '"}'], 1, "json_schema"),
         (['{"verdict":"', 'A"}'], 1, "json_schema"),
         (["Not [[", "B", "]]. [[", "A", "]]"], 3, "none"),
+        (["Is it so: [[", "A", "]]? Yes, it so: [[", "A", "]]"], 3, "none"),
     ],
 )
 def test_the_label_is_found_whatever_its_tokens_are(tokens: list[str], place: int, structured: Structured) -> None:
