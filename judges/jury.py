@@ -115,7 +115,7 @@ class Jury:
             verdict = Verdict(None, abstained=answer.reason)
         else:
             verdict = read(answer, self.scale, endpoint.structured)
-        return Call(juror, endpoint.model, request.sample, request.key, verdict)
+        return Call(juror, endpoint.model, request.sample, answer.key, verdict)
 
     def _client(self, juror: int) -> "Client":
         if self._clients is None:
@@ -166,7 +166,10 @@ def pooled(parts: Sequence[Verdict], quorum: int = 1) -> Verdict:
 async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """All results, in order. Where some raise, the first error, but only when all have ended: a paid call that is on
     its way must still reach the ledger."""
-    results = await asyncio.gather(*work, return_exceptions=True)
+    coroutines = list(work)
+    if len(coroutines) == 1:  # most juries have one member, and a task costs as much as rendering a question
+        return [await coroutines[0]]
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
