@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from flows import environment
-from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
+from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, say_cost, votes_app
 from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json
 from pipeline.errors import RatchetError
 from pipeline.recipe import check_calls, load_recipe, load_trainer
@@ -42,12 +42,16 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: the recipe's.")] = None,
     workspace: Workspace = Path("workspace"),
     settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the judges would cost at most.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
     config = load_recipe(recipe, RECIPES, settings or [])
     check_calls(config)
+    if dry_run:
+        say_cost(config, workspace, as_json)
+        return
     made = Run(workspace, Path(recipe).stem if name is None else name)
     made.check(config)
     with made.held():  # where somebody else is on it, now is the time to say so

@@ -230,6 +230,22 @@ def import_votes(
         typer.echo(f"    {example}")
 
 
+def say_cost(config: RunConfig, workspace: Path, as_json: bool) -> None:
+    """What a run's judges would be asked and cost at most, its rounds and its evaluations together."""
+    from flows.console import Console
+    from flows.spending import estimates, estimates_table, of_run
+    from judges import Desk
+
+    labelled, evaluated = of_run(config, config.rounds)
+    paid_from = Desk(str(_ledger(workspace)), "estimate")
+    found = estimates(config.judge, labelled, paid_from)
+    found += estimates(config.evaluation.judge or config.judge, evaluated, paid_from)
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        Console(to_stdout=True).terminal.print(estimates_table(found))
+
+
 def _judge_of(recipe: str, settings: list[str] | None, held_out: bool) -> JudgeConfig:
     config = load_judge(recipe, RECIPES, settings or [])
     check_calls(config)

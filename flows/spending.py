@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from pipeline.config import JudgeConfig, PairwiseJudge, PanelJudge, PointwiseJudge
-from pipeline.types import Group
+from pipeline.config import JudgeConfig, PairwiseJudge, PanelJudge, PointwiseJudge, RunConfig
+from pipeline.prompts import peek
+from pipeline.types import Candidate, Group, Prompt
 
 if TYPE_CHECKING:
     from judges import Desk
@@ -30,6 +32,33 @@ def of_check(labels: Path | None, limit: int | None) -> list[Group]:
     return [*groups(pairs), *(canary.group for canary in canaries())]
 
 
+def of_run(config: RunConfig, rounds: int) -> tuple[list[Group], list[Group]]:
+    """Groups like those that the judge and the held-out judge will see, each candidate as long as it may be.
+
+    Raises:
+        DataError: the prompts cannot be read.
+    """
+    prompts = peek(config.prompts, config.prompts.per_round or 10**9)
+    held_out = prompts[: config.prompts.held_out]
+    labelled = [
+        _stand_in(replace(prompt, id=f"{number} {prompt.id}"), config.sampling.n, config.sampling.max_tokens)
+        for number in range(rounds)
+        for prompt in prompts
+    ]
+    evaluated = [
+        _stand_in(replace(prompt, id=f"{number} {prompt.id}"), config.evaluation.n, config.sampling.max_tokens)
+        for number in range(rounds + 1)  # the initial policy too
+        for prompt in held_out
+    ]
+    return labelled, evaluated
+
+
+def _stand_in(prompt: Prompt, n: int, tokens: int) -> Group:
+    """Candidates of ``tokens`` tokens, at four characters each, all different."""
+    texts = [f"{prompt.id} {index} ".ljust(4 * tokens, "x") for index in range(n)]
+    return Group(prompt, tuple(Candidate(index, (), text, "length", 0) for index, text in enumerate(texts)))
+
+
 def estimates(config: JudgeConfig, groups: Sequence[Group], paid_from: "Desk") -> "list[Estimate]":
     """Calls, tokens and money of judging ``groups``, an entry an endpoint. Empty where no language model is asked.
 
@@ -46,11 +75,10 @@ def estimates(config: JudgeConfig, groups: Sequence[Group], paid_from: "Desk") -
     with closing(_llm_judge(config, paid_from)) as judge:
         for endpoint, request in judge.calls(groups):
             asked[endpoint].append(request)
-    known = opened(paid_from.ledger)
-    return [
-        estimate(endpoint, requests, known.answered(request.key for request in requests))
-        for endpoint, requests in zip(config.endpoints, asked, strict=True)
-    ]
+    answered: set[str] = set()
+    if Path(paid_from.ledger).exists():  # to open one is to make it
+        answered = opened(paid_from.ledger).answered(request.key for requests in asked for request in requests)
+    return [estimate(endpoint, requests, answered) for endpoint, requests in zip(config.endpoints, asked, strict=True)]
 
 
 def _llm_judge(config: PointwiseJudge | PairwiseJudge, paid_from: "Desk") -> "Pointwise | Pairwise":

@@ -91,6 +91,26 @@ def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> Prompt
     return PromptSet(rounds, held_out, read, dict(+dropped), tuple(bad[:BAD_ROWS_NAMED]))
 
 
+def peek(config: PromptsConfig, limit: int) -> list[Prompt]:
+    """The first ``limit`` usable rows, not rendered to ids: to say what a run would ask of others, without its policy.
+
+    Raises:
+        DataError: the source cannot be read, or has no usable row.
+    """
+    found: list[Prompt] = []
+    for number, raw in enumerate(_read(config), start=1):
+        try:
+            row = _parse(raw, number, config, None)
+        except _Unusable:
+            continue
+        found.append(Prompt(str(number), row.text, (), row.messages, row.answer))
+        if len(found) == limit:
+            break
+    if not found:
+        raise DataError("prompts.source: no row is a prompt")
+    return found
+
+
 def render_texts(texts: Sequence[str], config: PromptsConfig, tokenizer: Any) -> list[Prompt]:
     """Texts from elsewhere than the source, a probe's for one, rendered as the run's prompts are; ids from the texts.
 

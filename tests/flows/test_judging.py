@@ -191,6 +191,18 @@ def test_a_dry_run_names_calls_and_cost_and_asks_nothing(
     assert 0 < use["cost"] <= plan["high"]
 
 
+def test_a_run_says_what_its_judges_would_cost_and_makes_nothing(
+    ratchet: Callable[..., Said], api: ApiServer, tmp_path: Path
+) -> None:
+    settings = [part for each in (*ONE, judge(**llm(api)), "sampling.n=3") for part in ("--set", each)]
+    code, out, _ = ratchet("run", RECIPE, *settings, "--dry-run", "--json", "--workspace", tmp_path / "workspace")
+    labelling, evaluating = json.loads(out)
+    assert (code, labelling["calls"] % 3, evaluating["calls"]) == (0, 0, 2 * 4 * 2)  # two policies, prompts, samples
+    assert labelling["high"] > labelling["low"] > 0
+    assert not api.calls
+    assert not (tmp_path / "workspace").exists()
+
+
 MISTAKES = {
     ("judge", "check", "fod"): "there is no recipe 'fod'; did you mean 'food'?",
     ("judge", "check", str(RECIPE), "--held-out"): "small.toml has no [evaluation.judge]",
