@@ -9,7 +9,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 ARGS ?=
-BENCHMARKS ?= trainer
+BENCHMARKS ?= trainer judges
 
 BIN := .venv/bin
 READY := .venv/ready

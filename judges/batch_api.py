@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from judges import limits
+from judges.accounts import Booking
+from judges.claims import Grant
 from judges.connection import secret
 from judges.estimate import price
-from judges.ledger import BatchOutcome, Booking, Grant, Ledger, OpenBatch
+from judges.ledger import Ledger
+from judges.open_batches import BatchOutcome, OpenBatch
 from judges.outcomes import LONGEST_DETAIL, QUOTA, Outcome, of_body, of_status
 from judges.request import Failure, Reply
 from pipeline.config import Endpoint
@@ -58,7 +61,7 @@ class Batches:
     def __init__(
         self, endpoint: Endpoint, ledger: Ledger, booking: Booking, budget: int | None, waits: limits.Waits
     ) -> None:
-        self._endpoint, self._ledger, self._booking = endpoint, ledger, booking
+        self._endpoint, self._ledger, self._open, self._booking = endpoint, ledger, ledger.batches, booking
         self._budget, self._waits, self._secret = budget, waits, secret(endpoint)
         self._place = f"{endpoint.base_url.rstrip('/')} {endpoint.model}"
         self._gathered: dict[str, Wanted] = {}
@@ -126,7 +129,7 @@ class Batches:
         open_ones: dict[int, tuple[OpenBatch, bytes]] = {}
         loose: dict[str, Wanted] = {}
         for key, each in wanted.items():
-            if (batch := self._ledger.batch_of(key)) is None:
+            if (batch := self._open.of(key)) is None:
                 loose[key] = each
             else:
                 open_ones[batch.id] = (batch, b"")
@@ -136,14 +139,14 @@ class Batches:
     def _made(self, part: Mapping[str, Wanted], wanted: dict[str, Wanted]) -> tuple[OpenBatch, bytes] | None:
         """A new batch with what the budget holds of ``part``; what it will never hold leaves ``wanted``."""
         amounts = {key: each.most for key, each in part.items()}
-        batch, grants = self._ledger.open_batch(self._place, uuid.uuid4().hex, amounts, self._booking, self._budget)
+        batch, grants = self._open.open(self._place, uuid.uuid4().hex, amounts, self._booking, self._budget)
         for key, grant in grants.items():
             if grant is Grant.NEVER:
-                error = self._ledger.budget_error(self._booking.account, self._budget or 0, part[key].most)
+                error = self._ledger.budget_reached(self._booking.account, self._budget or 0, part[key].most)
                 wanted.pop(key).answer.set_exception(error)
         lines = b"".join(part[key].line for key, grant in grants.items() if grant is Grant.YOURS)
         if not lines:
-            self._ledger.close_batch(batch.id)
+            self._open.close(batch.id)
             return None
         return batch, lines
 
@@ -168,9 +171,7 @@ class Batches:
             try:
                 ended = await self._ended(remote)
             except openai.NotFoundError as error:
-                outcomes = dict.fromkeys(
-                    self._ledger.batch_keys(batch.id), Outcome("batch_gone", str(error), billed=True)
-                )
+                outcomes = dict.fromkeys(self._open.keys(batch.id), Outcome("batch_gone", str(error), billed=True))
             else:
                 outcomes = await self._outcomes(batch.id, ended)
         self._book(batch.id, outcomes)
@@ -184,10 +185,10 @@ class Batches:
         try:
             file = await self._api.files.create(file=("requests.jsonl", lines), purpose="batch")
             remote = await self._create(batch, file.id)
-            self._ledger.batch_sent(batch.id, remote)
+            self._open.sent(batch.id, remote)
             return remote
         finally:
-            self._ledger.sending.discard(batch.id)
+            self._open.not_sending(batch.id)
 
     async def _create(self, batch: OpenBatch, file: str) -> str:
         once = self._api.with_options(max_retries=0)
@@ -211,9 +212,9 @@ class Batches:
         if batch.owner_lives:
             return None
         if (remote := await self._find(batch.tag)) is None:
-            self._ledger.close_batch(batch.id)
+            self._open.close(batch.id)
         else:
-            self._ledger.batch_sent(batch.id, remote)
+            self._open.sent(batch.id, remote)
         return remote
 
     async def _find(self, tag: str) -> str | None:
@@ -245,7 +246,7 @@ class Batches:
         errors = (batch.errors.data if batch.errors else None) or []
         detail = "; ".join(f"{each.code}: {each.message}" for each in errors)
         absent = Outcome(f"batch_{batch.status}", detail, fatal=any(each.code in QUOTA for each in errors))
-        return {key: outcomes.get(key, absent) for key in self._ledger.batch_keys(number)}
+        return {key: outcomes.get(key, absent) for key in self._open.keys(number)}
 
     async def _lines(self, file: str, least: int) -> list[dict[str, Any]]:
         """At least ``least``. Fetched again where it came broken: what it holds is paid for."""
@@ -269,8 +270,8 @@ class Batches:
             for key, each in outcomes.items()
         ]  # fmt: skip
         for start in range(0, len(booked), AT_ONCE):
-            self._ledger.settle_batch(number, booked[start : start + AT_ONCE])
-        self._ledger.close_batch(number)
+            self._open.settle(number, booked[start : start + AT_ONCE])
+        self._open.close(number)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

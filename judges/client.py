@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from judges import limits
-from judges.estimate import BILLIONTHS, price, size
-from judges.ledger import Booking, Grant, opened
+from judges.accounts import BILLIONTHS, Booking
+from judges.claims import Grant
+from judges.estimate import price, size
+from judges.ledger import opened
 from judges.outcomes import LONGEST_DETAIL, Outcome, of_body, of_status
 from judges.request import Desk, Failure, Reply, Request
 from pipeline.config import Endpoint
@@ -138,7 +140,7 @@ class Client:
         if grant is Grant.ANSWERED:
             return self._ledger.answer(key)
         if grant is Grant.NEVER:
-            raise self._ledger.budget_error(self._desk.account, self._budget or 0, most)
+            raise self._ledger.budget_reached(self._desk.account, self._budget or 0, most)
         await asyncio.sleep(self._waits.look_again)
         self._ledger.bury_the_dead()
         return None

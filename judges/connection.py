@@ -22,6 +22,14 @@ KEEP_ALIVE = 4.0
 CONNECT = 30.0
 """Seconds a connection may take to be made, within the call's own time-out."""
 
+TELLTALES = [
+    f"X-Stainless-{what}"
+    for what in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+]  # fmt: skip
+"""Headers that tell about this machine and nothing about the call."""
+WANTED = {b"content-type", b"retry-after", b"x-request-id"}
+"""Headers of a reply that anybody reads; httpx2 decodes them all whenever one is looked at."""
+
 
 def connect(endpoint: Endpoint) -> openai.AsyncOpenAI:
     """A client that tries once and never logs or stores its key.
@@ -29,10 +37,10 @@ def connect(endpoint: Endpoint) -> openai.AsyncOpenAI:
     Raises:
         JudgeError: the endpoint is not local, and the variable that should hold its key is empty.
     """
-    http = Http(endpoint.base_url)
+    headers: dict[str, Any] = dict.fromkeys(TELLTALES, openai.Omit())
     return openai.AsyncOpenAI(
         api_key=secret(endpoint) or "none", base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout,
-        http_client=http,
+        http_client=Http(endpoint.base_url), default_headers=headers,
     )  # fmt: skip
 
 
@@ -66,13 +74,16 @@ class Http(httpx2.AsyncClient):
 
     def __init__(self, base_url: str) -> None:
         super().__init__(trust_env=False)
-        self._address = httpx2.URL(base_url.rstrip("/") + "/chat/completions")
+        self._path = f"{base_url.rstrip('/')}/chat/completions"
+        self._address = httpx2.URL(self._path)
         self._session: aiohttp.ClientSession | None = None
 
     def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        address = self._address if str(url) == str(self._address) else httpx2.URL(url)
+        address = self._address if url == self._path else httpx2.URL(url)
         kept = {name: options[name] for name in ("content", "headers", "params") if options.get(name) is not None}
-        return httpx2.Request(method, address, **kept)
+        request = httpx2.Request(method, address, **kept)
+        request.headers.encoding = "ascii"
+        return request
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         if self._session is None:
@@ -80,15 +91,18 @@ class Http(httpx2.AsyncClient):
         try:
             async with self._session.request(
                 request.method, str(request.url), headers=request.headers, data=request.content, allow_redirects=False
-            ) as response:
-                body = await response.read()
+            ) as answer:
+                body = await answer.read()
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise httpx2.ConnectError(str(error), request=request) from error
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no answer in time", request=request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.ReadError(str(error) or type(error).__name__, request=request) from error
-        return httpx2.Response(response.status, headers=response.raw_headers, content=body, request=request)
+        headers = [(name, value) for name, value in answer.raw_headers if name.lower() in WANTED]
+        response = httpx2.Response(answer.status, headers=headers, content=body, request=request)
+        response.headers.encoding = "latin-1"
+        return response
 
     async def aclose(self) -> None:
         if self._session is not None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from judges.accounts import Booking
 from pipeline.errors import JudgeError
 
 FORMAT = 1
@@ -21,24 +22,31 @@ FORMAT = 1
 SCHEMA = """
 CREATE TABLE answers (
     key BLOB NOT NULL UNIQUE, raw TEXT NOT NULL, account TEXT NOT NULL, judge TEXT NOT NULL, model TEXT NOT NULL,
-    tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, cost INTEGER NOT NULL, at REAL NOT NULL);
+    tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, spent INTEGER NOT NULL, at REAL NOT NULL);
 CREATE TABLE attempts (
     key BLOB NOT NULL, account TEXT NOT NULL, judge TEXT NOT NULL, model TEXT NOT NULL, reason TEXT NOT NULL,
-    detail TEXT NOT NULL, cost INTEGER NOT NULL, at REAL NOT NULL);
+    detail TEXT NOT NULL, spent INTEGER NOT NULL, unsettled INTEGER NOT NULL, at REAL NOT NULL);
 CREATE TABLE hits (
     account TEXT, judge TEXT, model TEXT, calls INTEGER NOT NULL, PRIMARY KEY (account, judge, model)) WITHOUT ROWID;
-CREATE TABLE accounts (
-    name TEXT PRIMARY KEY, spent INTEGER NOT NULL, unsettled INTEGER NOT NULL, reserved INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE owners (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, started REAL NOT NULL);
 CREATE TABLE claims (
     key BLOB PRIMARY KEY, owner INTEGER NOT NULL, batch INTEGER, account TEXT NOT NULL, judge TEXT NOT NULL,
     model TEXT NOT NULL, amount INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX claims_by_batch ON claims (batch) WHERE batch IS NOT NULL;
+CREATE TABLE owners (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, started REAL NOT NULL);
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY, place TEXT NOT NULL, tag TEXT NOT NULL, remote TEXT, owner INTEGER NOT NULL,
     at REAL NOT NULL);
+CREATE TABLE accounts (
+    name TEXT PRIMARY KEY, spent INTEGER NOT NULL DEFAULT 0, unsettled INTEGER NOT NULL DEFAULT 0,
+    reserved INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
+TRIGGERS = {
+    "answers INSERT": "spent = spent + new.spent",
+    "attempts INSERT": "spent = spent + new.spent, unsettled = unsettled + new.unsettled",
+    "claims INSERT": "reserved = reserved + new.amount",
+    "claims DELETE": "reserved = reserved - old.amount",
+}
+"""What a row does to its account: an account's money is the sum of its rows by construction."""
 CHECKPOINT_AFTER = 1000
 """Transactions between two checkpoints: a few megabytes of log."""
 PATIENCE = 60.0
@@ -62,7 +70,7 @@ class Database:
         with self.step() as connection:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
             if found == 0:
-                for statement in filter(str.strip, SCHEMA.split(";")):
+                for statement in (*filter(str.strip, SCHEMA.split(";")), *map(_trigger, TRIGGERS)):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
             elif found != FORMAT:
@@ -109,6 +117,15 @@ class Database:
             raise JudgeError(f"ledger {self.file}: {error}; it must be a SQLite file on a local disk") from None
 
 
+def _trigger(event: str) -> str:
+    table, change = event.split()
+    row = "old" if change == "DELETE" else "new"
+    return (
+        f"CREATE TRIGGER {table}_{change} AFTER {change} ON {table} BEGIN"
+        f" UPDATE accounts SET {TRIGGERS[event]} WHERE name = {row}.account; END"
+    )
+
+
 def _become_wal(connection: sqlite3.Connection) -> None:
     """The change of mode takes an exclusive lock and does not wait for it, so that processes may collide here."""
     until = time.monotonic() + PATIENCE
@@ -120,3 +137,35 @@ def _become_wal(connection: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def store(
+    database: sqlite3.Connection, key: str, raw: str, booking: Booking, tokens: tuple[int, int], spent: int
+) -> None:
+    """Writes an answer. One that came a second time was paid for all the same."""
+    written = database.execute(
+        "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (bytes.fromhex(key), raw, booking.account, booking.judge, booking.model, *tokens, spent, time.time()),
+    )
+    if written.rowcount == 0:
+        note(database, key, booking, "answered_twice", "", spent, 0)
+
+
+def note(
+    database: sqlite3.Connection, key: str, booking: Booking, reason: str, detail: str, spent: int, unsettled: int
+) -> None:
+    """Writes a try that gave no answer."""
+    database.execute(
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            bytes.fromhex(key),
+            booking.account,
+            booking.judge,
+            booking.model,
+            reason,
+            detail,
+            spent,
+            unsettled,
+            time.time(),
+        ),
+    )

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from judges.accounts import BILLIONTHS
 from judges.request import Request
 from pipeline.config import Endpoint
 
@@ -21,7 +22,6 @@ TEMPLATE_TOKENS = 128
 TURN_TOKENS = 16
 BYTES_PER_TOKEN = 4.0
 """Of ordinary English."""
-BILLIONTHS = 10**9
 
 
 @dataclass(frozen=True, slots=True)

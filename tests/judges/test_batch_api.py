@@ -138,7 +138,7 @@ waits = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02, gather=0.0
 client = Client(Endpoint(model="m", base_url=url, batch=True), Desk(file, "run"), "judge", waits)
 ask = [Request("m", url, ({"role": "user", "content": f"number {n}"},), {"max_tokens": 20}) for n in range(10)]
 if pause == "before_id":
-    client._ledger.batch_sent = lambda *_: (print("now", flush=True), __import__("time").sleep(60))
+    client._ledger.batches.sent = lambda *_: (print("now", flush=True), __import__("time").sleep(60))
 async def main():
     done = asyncio.gather(*(client.ask(each) for each in ask))
     while pause == "polling" and not client._ledger._database._connection.execute(

@@ -275,7 +275,7 @@ def test_a_call_of_unknown_outcome_counts_at_its_worst(client: Make, file: str) 
         run(client(server, budget=1.0, timeout=0.3, **PRICES).ask(asked(server)))
     (use,) = opened(file).uses("run")
     assert use.failures == {"timeout": 1, "bad_json": 1, "server_error": 1}
-    costs = dict(sqlite3.connect(file).execute("SELECT reason, cost FROM attempts").fetchall())
+    costs = dict(sqlite3.connect(file).execute("SELECT reason, unsettled FROM attempts").fetchall())
     assert costs["timeout"] == costs["bad_json"] > 0 == costs["server_error"]
 
 

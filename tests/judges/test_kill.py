@@ -54,15 +54,15 @@ def stored(ledger: Path) -> int:
 
 def judged(command: list[str], ledger: Path, until: int | None) -> str:
     """What a run prints; it is killed as soon as the ledger has ``until`` answers."""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    printed = ledger.with_name("printed")
+    with printed.open("w") as file, subprocess.Popen(command, cwd=ROOT, stdout=file) as process:
         while until is not None and stored(ledger) < until:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
         if until is not None:
             os.kill(process.pid, signal.SIGKILL)
-        printed = process.communicate()[0]
     assert process.returncode == (0 if until is None else -signal.SIGKILL)
-    return printed
+    return printed.read_text()
 
 
 def billed(call: Call) -> float:
