@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,6 +31,10 @@ DEFAULTS = {
 }
 
 
+_ours: dict[int, Callable[[int, FrameType | None], NoReturn]] = {}
+"""Handlers that :func:`leave_on_signals` installed."""
+
+
 def prepare() -> None:
     """Set the defaults. Call before the first import of Prefect or transformers."""
     for name, value in DEFAULTS.items():
@@ -42,7 +47,8 @@ def leave_on_signals() -> None:
     """End the process soon and in order on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
 
     Prefect's temporary server gets the terminal's Ctrl-C too, and Prefect would go on trying to reach it for minutes;
-    then there is nobody to take leave of. A server of the user's gets a few seconds to hear of it.
+    then there is nobody to take leave of. A server of the user's gets a few seconds to hear of it. A training ends its
+    step and saves its state first; a second signal does not wait for that.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -53,9 +59,28 @@ def leave_on_signals() -> None:
         timer.start()
         raise KeyboardInterrupt
 
+    vars(interrupt)["lets_training_save"] = True  # see trainers.interruption
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
             signal.signal(number, interrupt)
+            _ours[number] = interrupt
+
+
+@contextmanager
+def in_charge() -> Iterator[None]:
+    """Within a flow Prefect handles SIGTERM, and would first try to reach its server, which the same signal may have
+    ended. Here our handlers stand again, if :func:`leave_on_signals` was called."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    others = {number: signal.getsignal(number) for number in _ours}
+    for number, handler in _ours.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, other in others.items():
+            signal.signal(number, other)
 
 
 def leave(code: int) -> NoReturn:

@@ -165,11 +165,16 @@ def learn(session: Session, standing: Standing, pairs: Artifact, number: int) ->
 def _stage(session: Session, name: str, work: Callable[[Session, Unpack[Ts]], R], *args: *Ts) -> R:
     """Run one stage as a Prefect task: retried where an engine or a judge failed, never cached by Prefect."""
     limits = session.config.limits
+
+    def in_charge(session: Session, *args: *Ts) -> R:
+        with environment.in_charge():
+            return work(session, *args)
+
     as_task = task(
         name=name, cache_policy=NO_CACHE, persist_result=False, retries=limits.retries,
         retry_delay_seconds=limits.retry_delay, timeout_seconds=limits.stage_timeout, retry_condition_fn=_worth_a_retry,
     )  # fmt: skip
-    return as_task(work)(session, *args)
+    return as_task(in_charge)(session, *args)
 
 
 def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:

@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from flows.environment import INTERRUPTED
 from pipeline.errors import BusyError
 from pipeline.runs import Run
@@ -29,6 +31,28 @@ def test_a_second_run_of_one_name_is_refused_and_ctrl_c_ends_the_first(tmp_path:
 
     interrupt(first, processes=3)  # itself, its engine, Prefect's temporary server
     assert Run.existing(workspace, "small").status()["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_saves_its_state_before_the_run_leaves(tmp_path: Path, number: signal.Signals) -> None:
+    run = Ratchet(tmp_path / "workspace", *sets("trainer.epochs=100000", "trainer.checkpoint_steps=1000000"))
+    metrics = _metrics(run)
+    steps = len(metrics.read_text().splitlines())
+    assert not list(run.workspace.glob("artifacts/train/*/state/*"))
+    found = run.signal(number)
+    assert run.wait() == 128 + number
+    assert not left(found)
+    assert list(run.workspace.glob("artifacts/train/*/state/*"))
+    assert len(metrics.read_text().splitlines()) >= steps
+    assert "Traceback" not in run.err.read_text()
+
+
+def _metrics(run: Ratchet) -> Path:
+    """A training's figures, as soon as there are some."""
+    run.until("artifacts/train/*/metrics.jsonl")
+    (file,) = run.workspace.glob("artifacts/train/*/metrics.jsonl")
+    until(lambda: file.read_text().count("\n") > 3, run.process)
+    return file
 
 
 def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
