@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from pipeline.classifiers import attention_of, float32_heads, heads_of, reads_last_token
 from pipeline.errors import DataError
@@ -31,6 +32,8 @@ def load_base(path: Path, seed: int, tokenizer: PreTrainedTokenizerBase, ends: I
         DataError: transformers can make no classifier of it, or its checkpoint lacks more than the head.
     """
     config = AutoConfig.from_pretrained(path)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head that is missing is said to be so at length
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, num_labels=1, attn_implementation=attention_of(config),
@@ -40,6 +43,8 @@ def load_base(path: Path, seed: int, tokenizer: PreTrainedTokenizerBase, ends: I
         raise DataError(
             f"{path} cannot be made a reward model: {(str(error).strip() or repr(error)).splitlines()[0]}"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     new = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
     of_base = [name for name in sorted(new) if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
     if of_base:  # a pooler belongs to the head: a masked language model has none

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results" / "judges-cpu.json"
 EXAMPLES = """
 \b
 Examples:
-  python tests/benchmarks/judges.py                       everything, about two minutes
+  python tests/benchmarks/judges.py                       everything, about five minutes
   python tests/benchmarks/judges.py --quick               does it run? no numbers to quote
   python tests/benchmarks/judges.py --only client,ledger --repetitions 5
 """
@@ -45,7 +45,7 @@ def ledger(quick: bool, repetitions: int) -> dict[str, Any]:
 def reward(quick: bool, repetitions: int) -> dict[str, Any]:
     from reward_scoring import scoring
 
-    return scoring(conversations=32 if quick else 192, repetitions=repetitions, shapes="A" if quick else "AB")
+    return scoring(quick, repetitions)
 
 
 SECTIONS: dict[str, Section] = {"client": client, "ledger": ledger, "reward": reward}

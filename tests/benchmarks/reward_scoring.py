@@ -7,7 +7,6 @@ render the same template and end with the same raw logits; they take turns in on
 import math
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,12 @@ from transformers import (
 )
 
 from judges import make_judge
-from measure import alternate, keep_freed_memory, machine, ratio
+from measure import alternate, keep_freed_memory, ratio
 from pipeline.config import RewardModelJudge
 from pipeline.types import Candidate, Group, Judgment, Prompt
-from report import save, table
+from report import table
 
-BATCH = 8
+BATCH, CANDIDATES = 8, 4
 WORDS = 2000
 TEMPLATE = "{% for m in messages %}{{ '<turn> ' + m['content'] + ' ' }}{% endfor %}<end>"
 SHAPES = {
@@ -114,60 +113,50 @@ def mixed(groups: int, candidates: int, seed: int) -> list[Group]:
     ]
 
 
-def measure_reward(
-    shape: str = "A", groups: int = 48, candidates: int = 4, repetitions: int = 5, threads: int = 1, **settings: Any
-) -> dict[str, Any]:
-    """Ratios of CPU time with one thread, of elapsed time with more, paired by repetition; JSON-serialisable."""
-    torch.set_num_threads(threads)
+def measure_reward(shape: str, groups: int, repetitions: int, **settings: Any) -> dict[str, Any]:
+    """CPU time of both for the same conversations, paired by repetition; JSON-serialisable."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = save_model(Path(folder), shape)
         contestants: Any = {"plain": Plain(path), "ours": Ours(path, **settings)}
-        work: Any = [mixed(groups, candidates, seed) for seed in range(repetitions + 1)]
+        work: Any = [mixed(groups, CANDIDATES, seed) for seed in range(repetitions + 1)]
         samples = alternate(contestants, work, run=lambda contestant, batch: contestant.score(batch))
     gaps = [
         max(abs(one - other) for one, other in zip(ours, plain, strict=True))
         for ours, plain in zip(samples["ours"].results, samples["plain"].results, strict=True)
     ]
-    times = {name: each.cpu if threads == 1 else each.wall for name, each in samples.items()}
-    faster = ratio(times["plain"], times["ours"])
-    conversations = groups * candidates
+    faster = ratio(samples["plain"].cpu, samples["ours"].cpu)
+    conversations = groups * CANDIDATES
     return {
-        "shape": shape, "conversations": conversations, "repetitions": repetitions, "threads": threads,
-        "settings": settings,
+        "model": f"hidden {SHAPES[shape]['hidden_size']}", "conversations": conversations, "settings": settings,
         "conversations_per_second": {
-            name: conversations / statistics.median(seconds) for name, seconds in times.items()
+            name: conversations / statistics.median(each.cpu) for name, each in samples.items()
         },
         "ratio": {"median": faster.median, "lowest": faster.lowest, "highest": faster.highest},
-        "samples": {name: list(seconds) for name, seconds in times.items()},
+        "cpu_seconds": {name: each.cpu for name, each in samples.items()},
         "largest_difference": max(gaps), "goal": GOAL, "reached": faster.median >= GOAL,
     }  # fmt: skip
 
 
-def show(found: dict[str, Any]) -> None:
-    """The figures on the terminal."""
-    rate, faster = found["conversations_per_second"], found["ratio"]
-    table(
-        f"Reward-model scoring, model {found['shape']}, float32, {found['threads']} thread",
-        ["", "conversations/s", "ratio", "goal", "largest difference"],
-        [
-            [f"plain loop, batch {BATCH}", f"{rate['plain']:.1f}", "", "", ""],
-            [
-                "ratchet", f"{rate['ours']:.1f}",
-                f"{faster['median']:.2f}× [{faster['lowest']:.2f}–{faster['highest']:.2f}]",
-                f"≥ {found['goal']}×", f"{found['largest_difference']:.1e}",
-            ],
-        ],
-    )  # fmt: skip
-
-
-def main() -> None:
-    """``python tests/benchmarks/reward_scoring.py [A|B] [REPETITIONS]``"""
+def scoring(quick: bool, repetitions: int) -> dict[str, Any]:
+    """Each model in turn, one thread; prints a table, and returns what goes into the JSON."""
     keep_freed_memory()
-    shape, repetitions = (sys.argv[1:] + ["A", "5"][len(sys.argv) - 1 :])[:2]
-    found = measure_reward(shape, repetitions=int(repetitions))
-    show(found)
-    save({"machine": machine(), "reward": found}, Path(__file__).parent / "results" / "reward-cpu.json")
+    groups = {"A": 8} if quick else {"A": 48, "B": 24}
+    found = {shape: measure_reward(shape, number, repetitions) for shape, number in groups.items()}
+    table(
+        "reward-model scoring, float32, one thread",
+        ["", "conversations/s", "ratio", "goal", "largest difference"],
+        [row for each in found.values() for row in rows_of(each)],
+        caption="CPU time; ratios paired by repetition, median [lowest–highest]",
+    )
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    rate, faster = found["conversations_per_second"], found["ratio"]
+    spread = f"{faster['median']:.2f}× [{faster['lowest']:.2f}–{faster['highest']:.2f}]"
+    goal = f"{'[green]✓' if found['reached'] else '[red]✗'} ≥ {GOAL}×"
+    return [
+        [f"{found['model']}, plain loop, batch {BATCH}", f"{rate['plain']:.1f}"],
+        [f"{found['model']}, Ratchet", f"{rate['ours']:.1f}", spread, goal, f"{found['largest_difference']:.1e}"],
+    ]
