@@ -15,12 +15,14 @@ from flows.request import Limits
 from flows.reward import RewardRequest, ask, train
 from flows.tables import reward_table
 from judges import make_judge
-from pipeline.config import RewardModelJudge
+from pipeline.config import RewardModelJudge, ScratchPolicy
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipe import load_reward_trainer
 from pipeline.types import Candidate, Group, Prompt
 from tests.tiny import make_policy
 from tests.tiny_chat import chat_policy
+from trainers.checkpoints import save_policy
+from trainers.pretrain import build_tokenizer, new_model
 
 FAST = ["batch_size=8", "epochs=3", "learning_rate=2e-3", "token_budget=1024", "eval_steps=4"]
 
@@ -105,6 +107,26 @@ def test_chats_are_read_by_the_bases_template(tmp_path: Path) -> None:
     chat = str(chat_policy(tmp_path / "chat"))
     result = train(asked(write(tmp_path / "chat.jsonl", rows), chat, tmp_path, held_out="0"), Console(quiet=True))
     assert result["training_examples"] == {"pairs": 8, "singles": 0, "prompts": 1}
+
+
+def test_real_sentences_make_a_judge_that_tells_praise_from_blame(shared_data: Path, tmp_path: Path) -> None:
+    """From random weights, on 1,500 pairs of sentences from film reviews (Pang and Lee, ACL 2005)."""
+    folder = next(shared_data.rglob("rt-polarity.pos")).parent
+    good, bad = ((folder / f"rt-polarity.{kind}").read_text("utf-8").split("\n")[:1500] for kind in ("pos", "neg"))
+    settings: Any = {"tokenizer": "bpe", "vocab_size": 4096, "hidden_size": 64, "layers": 1, "heads": 2}
+    scratch = ScratchPolicy(type="scratch", corpus={"function": "not:asked"}, **settings)
+    tokenizer = build_tokenizer(scratch, [*good, *bad])
+    save_policy(new_model(scratch, tokenizer, 0), tokenizer, tmp_path / "base")
+    rows = [
+        {"prompt": f"Review {number}:", "chosen": f" {one.strip()}", "rejected": f" {other.strip()}"}
+        for number, (one, other) in enumerate(zip(good, bad, strict=True))
+    ]
+    trainer = ["learning_rate=3e-3", "batch_size=64", "eval_steps=5", "token_budget=4096", "epochs=2"]
+    request = asked(write(tmp_path / "pairs.jsonl", rows), str(tmp_path / "base"), tmp_path, *trainer)
+    result = train(request, Console(quiet=True))
+    assert result["held_out"]["pairs"] == 150
+    assert result["held_out"]["accuracy"] > 0.65
+    assert all(part["accuracy"] > 0.55 for part in result["held_out"]["by_length"].values() if part["pairs"] > 40)
 
 
 def test_what_cannot_be_trained_on_is_one_clear_error(prefs: str, base: str, tmp_path: Path) -> None:
