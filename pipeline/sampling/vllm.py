@@ -133,6 +133,7 @@ class VllmEngine:
                 gpu_memory_utilization=config.gpu_memory_utilization,
                 kv_cache_memory_bytes=None if cache is None else cache << 20,
                 enforce_eager=not self._gpu,  # compiling pays on GPU only
+                enable_chunked_prefill=self._gpu,  # on a CPU a seeded request read in pieces kills the engine
                 enable_sleep_mode=self._gpu,
                 worker_extension_cls="pipeline.sampling.worker_extension.CheckpointLoader",
                 use_tqdm_on_load=False,

@@ -13,9 +13,7 @@ def test_batches_hold_every_row_once_within_the_budget() -> None:
 
 
 @pytest.mark.parametrize(("own", "expected"), [(7, 7), (None, 3)])
-def test_a_model_without_a_padding_id_gets_one_that_ends_no_row(
-    own: int | None, expected: int
-) -> None:
+def test_a_model_without_a_padding_id_gets_one_that_ends_no_row(own: int | None, expected: int) -> None:
     assert padding_id([[5, 0], [3, 1], [4, 2], [9, 2]], own) == expected
 
 

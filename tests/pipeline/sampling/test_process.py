@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -87,7 +89,9 @@ def test_a_killed_engine_is_reported_and_load_starts_another(own_sampler: Sample
 
 
 def test_a_silent_engine_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    child = Child("pipeline.sampling.worker", ["transformers", SamplingConfig().model_dump_json()], tmp_path / "engine.log")
+    child = Child(
+        "pipeline.sampling.worker", ["transformers", SamplingConfig().model_dump_json()], tmp_path / "engine.log"
+    )
     os.kill(child.process.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         child.receive(timeout=0.1)
@@ -120,3 +124,14 @@ def test_seeds_are_positive_distinct_and_stay_the_same() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert draw_seed(0, 1, "ravin", 2) == draw_seed(0, 1, "ravin", 2) != draw_seed(0, 2, "ravin", 1)
     assert draw_seed(0, 0, "ravin", 0) == 6712760481957944486
+
+
+def test_more_prompt_tokens_than_vllm_takes_in_a_step_are_no_trouble(untied: Pair, tmp_path: Path) -> None:
+    """On a CPU it cannot seed a request whose prompt it reads in pieces."""
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    letters = "abcdefghijklmnop"
+    texts = [f"{first}{second} who eats pizza with ravin and who does not" for first in letters for second in letters]
+    with closing(start_sampler(SamplingConfig(engine="vllm", max_num_seqs=256), tmp_path / "log")) as sampler:
+        sampler.load(untied.first)
+        assert draw(sampler, ask(texts, n=2), Decoding(max_tokens=4, logprobs=False)).keys() == set(texts)
