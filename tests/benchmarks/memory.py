@@ -17,8 +17,8 @@ from pathlib import Path
 
 MEBIBYTE = 2**20
 ADAM_STATES = 2
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""The same for all: freed memory goes back at once, so that the high-water mark shows what was in use together."""
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""The same for all: a freed array goes back at once, so that the high-water mark shows what was in use together."""
 
 
 @dataclass(frozen=True)
