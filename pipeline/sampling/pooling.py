@@ -123,7 +123,6 @@ class PoolingEngine:
             revision=model.revision,
             runner="pooling",
             convert="classify",
-            skip_tokenizer_init=True,
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             gpu_memory_utilization=model.gpu_memory_utilization,

@@ -96,6 +96,14 @@ def test_an_engine_gives_the_raw_logits_of_transformers_and_one_that_died_is_one
     judge.close()
 
 
+@needs_vllm
+def test_an_engine_serves_a_classifier_with_one_output(tmp_path: Path) -> None:
+    """To vLLM another kind of model: a cross-encoder."""
+    path = reward_model(tmp_path, head_dim=32)
+    expected = make(path, heads={}).judge(RAGGED)
+    check_same(make(path, heads={}, engine="vllm").judge(RAGGED), expected)
+
+
 PARENT = """
 import sys
 from pipeline.sampling.process import Child
