@@ -71,6 +71,23 @@ def calibration_items(labels: Path) -> "list[Task]":
     return tasks_from_pairs(read_labels(labels).pairs, known=True)
 
 
+def preferences(labels: Path) -> list[dict[str, Any]]:
+    """What most people preferred, as rows that trainers take (prompt, chosen, rejected); ties are no rows."""
+    from judges.labels import read_labels
+
+    rows = []
+    for pair in read_labels(labels).pairs:
+        if pair.label not in ("a", "b"):
+            continue
+        better, worse = (pair.a, pair.b) if pair.label == "a" else (pair.b, pair.a)
+        chat = bool(pair.messages)
+        answers = [[{"role": "assistant", "content": text}] if chat else text for text in (better, worse)]
+        rows.append(
+            {"prompt": list(pair.messages) if chat else pair.prompt, "chosen": answers[0], "rejected": answers[1]}
+        )
+    return rows
+
+
 def summary(votes: Path) -> dict[str, Any]:
     from judges.annotation.store import read_votes
     from judges.annotation.summary import summarise

@@ -82,7 +82,7 @@ def check(
 @judge_app.command(
     epilog="Examples:\n\n"
     "`ratchet judge train prefs.jsonl --base org/model --out ./reward-model`\n\n"
-    "`ratchet judge train votes.jsonl --base ./checkpoint --out ./rm --set learning_rate=2e-5 --set epochs=2`"
+    "`ratchet judge train my-run:0 --base ./checkpoint --out ./rm --set learning_rate=2e-5 --set epochs=2`"
 )
 def train(
     pairs: Annotated[list[str], typer.Argument(metavar="PAIRS...", help="Data sets, as `ratchet train` takes them.")],
@@ -187,6 +187,23 @@ def summary(votes: Votes, as_json: Json = False) -> None:
         print_json(found)
     else:
         Console(to_stdout=True).terminal.print(annotation.summary_table(found))
+
+
+@votes_app.command(
+    "pairs", epilog="Example:\n\n`ratchet votes pairs votes.jsonl pairs.jsonl && ratchet judge train pairs.jsonl …`"
+)
+def pairs_of_votes(
+    votes: Annotated[Path, typer.Argument(help="A file of votes, or any file of people's preferences.")],
+    file: Annotated[Path, typer.Argument(help="A .jsonl file to write.")],
+) -> None:
+    """Write what most people preferred as pairs (prompt, chosen, rejected) that trainers take. Ties are left out."""
+    import json
+
+    from flows.annotation import preferences
+
+    rows = preferences(votes)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    typer.echo(f"{len(rows)} pairs in {file}")
 
 
 @votes_app.command("export", epilog="Example:\n\n`ratchet votes export votes.jsonl records.json --to argilla`")

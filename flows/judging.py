@@ -36,7 +36,7 @@ LEDGER = "ledger.sqlite"
 """In the workspace: all its runs share what was ever answered."""
 AT_ONCE = 2
 """Shards that a judge on the network works on: the second fills the server while the first waits for its last calls."""
-PACE = {"token_budget", "engine", "base_url", "tries"}
+PACE = {"token_budget", "engine", "base_url", "gpu_memory_utilization"}
 """Of a reward model: how, not what."""
 
 Frozen = tuple[Artifact, Sequence[Prompt]]

@@ -17,6 +17,7 @@ from pipeline.tables import read_judgments
 from tests.judges.api_server import ApiServer
 from tests.judges.asked import answers
 from tests.judges.replies import RATING
+from tests.tiny_chat import chat_policy
 
 from .conftest import RunSmall, Said
 from .small import RECIPE, store_of
@@ -239,6 +240,21 @@ def test_votes_go_to_a_tool_and_come_back(ratchet: Callable[..., Said], tmp_path
     found = json.loads(ratchet("votes", "summary", copy, "--json")[1])
     assert found["tasks"] == 3
     assert found["verdicts"] == {"first": 3} or sum(found["verdicts"].values()) >= 3
+
+
+def test_a_reward_model_is_trained_from_votes_and_judges(ratchet: Callable[..., Said], tmp_path: Path) -> None:
+    labels, pairs, out = _labels(tmp_path / "labels.jsonl", 40), tmp_path / "pairs.jsonl", tmp_path / "rm"
+    assert ratchet("votes", "pairs", labels, pairs)[:2] == (0, f"40 pairs in {pairs}\n")
+    base = chat_policy(tmp_path / "base")
+    settings = [part for each in ("learning_rate=3e-3", "batch_size=8", "epochs=4") for part in ("--set", each)]
+    arguments = ("judge", "train", pairs, "--base", base, "--out", out, *settings, "--workspace", tmp_path / "w")
+    code, printed, err = ratchet(*arguments, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["held_out"]["accuracy"] > 0.9
+    file = _judge_file(tmp_path / "judge.toml", {"type": "reward_model", "path": str(out), "dtype": "float32"})
+    code, printed, err = ratchet("judge", "check", file, "--labels", labels, "--json", "--workspace", tmp_path / "w")
+    assert code == 0, err
+    assert json.loads(printed)["figures"]["agreement"] > 0.9
 
 
 def _judgments(status: dict[str, Any]) -> list[Any]:
