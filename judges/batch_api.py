@@ -23,7 +23,7 @@ from judges.connection import secret
 from judges.estimate import price
 from judges.ledger import Ledger
 from judges.open_batches import BatchOutcome, OpenBatch
-from judges.outcomes import LONGEST_DETAIL, QUOTA, Outcome, of_body, of_status
+from judges.outcomes import QUOTA, Outcome, of_body, of_status, showable
 from judges.request import Failure, Reply
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
@@ -159,7 +159,9 @@ class Batches:
             elif (outcome := failed.get(key)) is not None:
                 each.tries += 1
                 if not outcome.again or each.tries >= self._endpoint.tries:
-                    wanted.pop(key).answer.set_result(Failure(key, outcome.reason, outcome.detail))
+                    wanted.pop(key).answer.set_result(
+                        Failure(key, outcome.reason, showable(outcome.detail, self._secret))
+                    )
 
     # -------------------------------------------------------------------------------------------- one batch
     async def _finish(self, batch: OpenBatch, lines: bytes) -> dict[str, Outcome]:
@@ -177,7 +179,7 @@ class Batches:
         self._book(batch.id, outcomes)
         for outcome in outcomes.values():
             if outcome.fatal:
-                raise JudgeError(f"{self._place}: {outcome.detail}")
+                raise JudgeError(f"{self._place}: {showable(outcome.detail, self._secret)}")
         return {key: outcome for key, outcome in outcomes.items() if outcome.text is None}
 
     async def _send(self, batch: OpenBatch, lines: bytes) -> str:
@@ -265,7 +267,7 @@ class Batches:
         booked = [
             BatchOutcome(
                 key, each.text, each.tokens, price(self._endpoint, *each.tokens) if each.tokens else None,
-                each.reason, self._without_secret(each.detail), each.billed,
+                each.reason, showable(each.detail, self._secret), each.billed,
             )
             for key, each in outcomes.items()
         ]  # fmt: skip
@@ -278,10 +280,7 @@ class Batches:
         try:
             yield
         except openai.OpenAIError as error:
-            raise JudgeError(f"{self._place}: the Batch API: {self._without_secret(str(error))}") from None
-
-    def _without_secret(self, words: str) -> str:
-        return (words.replace(self._secret, "[key]") if self._secret else words)[:LONGEST_DETAIL]
+            raise JudgeError(f"{self._place}: the Batch API: {showable(str(error), self._secret)}") from None
 
 
 def of_line(line: Mapping[str, Any]) -> Outcome:

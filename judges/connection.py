@@ -1,9 +1,12 @@
 """The way of ``openai.AsyncOpenAI`` to an endpoint: aiohttp under it, and a key only where it belongs.
 
 The client's time goes into its own Python: with httpx2's transport a call takes 2.7 ms of it, with openai's aiohttp
-transport 1.0, and with this one, which skips redirects, cookies and merging of addresses and headers, half of that.
+transport 1.0, and with this one, which skips redirects, cookies and merging of addresses and headers, half of that. A
+place is held from the first byte out to the last one in; all the rest is done before and after, while others are on
+their way, because what is done with a place is time the server waits.
 """
 
+import asyncio
 import ipaddress
 import os
 from typing import Any
@@ -13,7 +16,11 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import httpx2
 import openai
+import yarl
+from multidict import CIMultiDict
 
+from judges.limits import Lane, retry_after
+from judges.outcomes import CROWDED
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 
@@ -27,12 +34,12 @@ TELLTALES = [
     for what in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 ]  # fmt: skip
 """Headers that tell about this machine and nothing about the call."""
-WANTED = {b"content-type", b"retry-after", b"x-request-id"}
+WANTED = {b"content-type", b"x-request-id"}
 """Headers of a reply that anybody reads; httpx2 decodes them all whenever one is looked at."""
 
 
-def connect(endpoint: Endpoint) -> openai.AsyncOpenAI:
-    """A client that tries once and never logs or stores its key.
+def connect(endpoint: Endpoint, lane: Lane) -> openai.AsyncOpenAI:
+    """A client that tries once, within the endpoint's time-out, and has a place in ``lane`` just while it does.
 
     Raises:
         JudgeError: the endpoint is not local, and the variable that should hold its key is empty.
@@ -40,7 +47,7 @@ def connect(endpoint: Endpoint) -> openai.AsyncOpenAI:
     headers: dict[str, Any] = dict.fromkeys(TELLTALES, openai.Omit())
     return openai.AsyncOpenAI(
         api_key=secret(endpoint) or "none", base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout,
-        http_client=Http(endpoint.base_url), default_headers=headers,
+        http_client=Http(endpoint, lane), default_headers=headers,
     )  # fmt: skip
 
 
@@ -72,37 +79,59 @@ def is_local(base_url: str) -> bool:
 class Http(httpx2.AsyncClient):
     """What openai's client sends its requests with. Bound to the event loop of the first one."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, endpoint: Endpoint, lane: Lane) -> None:
         super().__init__(trust_env=False)
-        self._path = f"{base_url.rstrip('/')}/chat/completions"
-        self._address = httpx2.URL(self._path)
+        self._lane, self._seconds = lane, endpoint.timeout
+        self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._address, self._target = httpx2.URL(self._path), yarl.URL(self._path)
+        self._told: object = None
+        self._sent: CIMultiDict[str] = CIMultiDict()
         self._session: aiohttp.ClientSession | None = None
 
     def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        address = self._address if url == self._path else httpx2.URL(url)
-        kept = {name: options[name] for name in ("content", "headers", "params") if options.get(name) is not None}
-        request = httpx2.Request(method, address, **kept)
-        request.headers.encoding = "ascii"
-        return request
+        assert url == self._path, "this way leads to chat completions only"
+        # Every call has the same headers: read once, not by httpx2 and again by aiohttp for each.
+        if options["headers"] != self._told:
+            self._told, self._sent = options["headers"], CIMultiDict(options["headers"])
+        return httpx2.Request(method, self._address, content=options["content"])
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        if self._session is None:
-            self._session = self._open()
+        session = self._session = self._session or self._open()
+        await self._lane.enter()
         try:
-            async with self._session.request(
-                request.method, str(request.url), headers=request.headers, data=request.content, allow_redirects=False
-            ) as answer:
+            async with (
+                asyncio.timeout(self._seconds),
+                session.request(
+                    request.method, self._target, headers=self._sent, data=request.content, allow_redirects=False
+                ) as answer,
+            ):
                 body = await answer.read()
+            self._heed(answer)
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise httpx2.ConnectError(str(error), request=request) from error
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no answer in time", request=request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.ReadError(str(error) or type(error).__name__, request=request) from error
+        finally:
+            self._lane.leave()
+        # Whoever got the place goes first: two turns of the loop are its waking and its sending, and what is left to do
+        # with this reply keeps no server waiting.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         headers = [(name, value) for name, value in answer.raw_headers if name.lower() in WANTED]
         response = httpx2.Response(answer.status, headers=headers, content=body, request=request)
         response.headers.encoding = "latin-1"
         return response
+
+    def _heed(self, answer: aiohttp.ClientResponse) -> None:
+        """What the server says about its load; before the place goes on, so that nothing is sent against its will."""
+        if answer.status in CROWDED:
+            self._lane.refused()
+        elif answer.status == 200:
+            self._lane.went_well()
+        if answer.status != 200 and (pause := retry_after(answer.headers.get("retry-after"))) is not None:
+            self._lane.pause(pause)
 
     async def aclose(self) -> None:
         if self._session is not None:

@@ -10,13 +10,15 @@ Invariants, which hold whatever is killed when:
   * of several processes that want one key, one sends it and the others wait for its answer (``judges/claims.py``).
 """
 
+import asyncio
 import os
+import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from judges import accounts, claims
 from judges.accounts import Balance, Booking, Use
@@ -28,10 +30,9 @@ from pipeline.errors import JudgeError
 __all__ = ["Balance", "Booking", "Grant", "Ledger", "Use", "opened"]
 
 if TYPE_CHECKING:
-    import asyncio
-
     from judges.request import Failure, Reply
 
+Result = TypeVar("Result")
 BURIALS = 1.0
 """Seconds between two looks at who has died."""
 HITS = 100
@@ -46,6 +47,7 @@ class Ledger:
         self.asking: dict[str, asyncio.Future[Reply | Failure | None]] = {}
         """What this process is asking now, so that it asks nothing twice at once. None: the asker gave up."""
         self._database = Database(file)
+        self._pending: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._hits: Counter[Booking] = Counter()
         self._accounts: set[str] = set()
         self._buried = time.monotonic()
@@ -78,6 +80,49 @@ class Ledger:
         self._open_account(booking.account)
         with self._database.reading() as database:  # its one statement is a transaction of its own
             return claims.claim(database, key, self._owner, booking, amount, budget)
+
+    async def claim_soon(self, key: str, booking: Booking, amount: int, budget: int | None) -> Grant:
+        """:meth:`claim`, in one transaction with whatever else this turn of the event loop writes."""
+        self._open_account(booking.account)
+        claimed = self._soon(lambda database: claims.claim(database, key, self._owner, booking, amount, budget))
+        try:
+            return await claimed
+        except asyncio.CancelledError:
+            self._soon(lambda database: claims.release(database, key, self._owner))
+            raise
+
+    async def settle_soon(self, key: str, raw: str, booking: Booking, tokens: tuple[int, int], cost: int) -> None:
+        """:meth:`settle`, in one transaction with whatever else this turn of the event loop writes. It is written also
+        where the caller is cancelled meanwhile."""
+
+        def settle(database: sqlite3.Connection) -> None:
+            claims.release(database, key, self._owner)
+            store(database, key, raw, booking, tokens, cost)
+
+        await self._soon(settle)
+
+    def _soon(self, work: Callable[[sqlite3.Connection], Result]) -> "asyncio.Future[Result]":
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result] = loop.create_future()
+        self._pending.append((work, done))
+        if len(self._pending) == 1:
+            loop.call_soon(self._write_pending)
+        return done
+
+    def _write_pending(self) -> None:
+        """One transaction for all: a commit costs more than what is written in it."""
+        pending, self._pending = self._pending, []
+        try:
+            with self._database.step() as database:
+                results = [work(database) for work, _ in pending]
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            for _, done in pending:
+                if not done.cancelled():
+                    done.set_exception(error)
+        else:
+            for (_, done), result in zip(pending, results, strict=True):
+                if not done.cancelled():
+                    done.set_result(result)
 
     def settle(self, key: str, raw: str, booking: Booking, tokens: tuple[int, int], cost: int) -> None:
         """Stores an answer and books what it cost; its claim ends."""

@@ -10,15 +10,12 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from pipeline.config import Endpoint
 
 LONGEST_PAUSE = 24 * 3600.0
@@ -88,27 +85,39 @@ class Lane:
         self.requests = _stricter(self.requests, endpoint.requests_per_minute)
         self.tokens = _stricter(self.tokens, endpoint.tokens_per_minute)
 
-    @asynccontextmanager
-    async def slot(self) -> "AsyncIterator[None]":
-        """One of the places."""
-        await self._enter()
+    async def enter(self) -> None:
+        """Takes a place when the gate is open: to be held while a call is on its way, and no longer."""
+        while self._busy >= int(self.width):
+            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self._wake()  # woken and cancelled at once: the next in line must not miss the place
+                raise
+        self._busy += 1
         try:
-            yield
-        finally:
-            self._busy -= 1
-            self._wake()
+            while (closed := self._closed_until - self._clock()) > 0:
+                # A little later each, so that a reopened gate lets in a queue and not a crowd.
+                await asyncio.sleep(closed + random.uniform(0.0, min(1.0, 0.1 * closed)))
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Gives the place to the next in line."""
+        self._busy -= 1
+        self._wake()
 
     async def turn(self, tokens: int) -> None:
-        """Waits until the rates allow a call of ``tokens`` and the gate is open; in a slot, just before sending."""
+        """Waits until the rates allow a call of ``tokens``."""
         now = self._clock()
         wait = self.requests.take(now, 1.0) if self.requests is not None else 0.0
         if self.tokens is not None:
             wait = max(wait, self.tokens.take(now, tokens))
         if wait > 0:
             await asyncio.sleep(wait)
-        while (closed := self._closed_until - self._clock()) > 0:
-            # A little later each, so that a reopened gate lets in a queue and not a crowd.
-            await asyncio.sleep(closed + random.uniform(0.0, min(1.0, 0.1 * closed)))
 
     def refused(self) -> None:
         """The server said 429."""
@@ -121,18 +130,6 @@ class Lane:
     def pause(self, seconds: float) -> None:
         """Close the gate: the server's Retry-After, for every call to it."""
         self._closed_until = max(self._closed_until, self._clock() + min(seconds, LONGEST_PAUSE))
-
-    async def _enter(self) -> None:
-        while self._busy >= int(self.width):
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self._wake()  # woken and cancelled at once: the next in line must not miss the place
-                raise
-        self._busy += 1
 
     def _wake(self) -> None:
         for _ in range(int(self.width) - self._busy):

@@ -36,8 +36,6 @@ class Outcome:
     """Whether another try may do better."""
     fatal: bool = False
     """No call can work."""
-    crowded: bool = False
-    """The server has too much to do."""
 
 
 def of_body(text: str) -> Outcome:
@@ -67,10 +65,16 @@ def of_status(status: int, body: Any, works: bool) -> Outcome:
     if status in GONE or (status == 403 and not works):
         return Outcome("refused_access", words, fatal=True)
     if status in CROWDED:
-        return Outcome("rate_limited" if status == 429 else "server_error", words, crowded=True)
+        return Outcome("rate_limited" if status == 429 else "server_error", words)
     if status in NEVER or status == 403:  # once it has worked, a 403 is about this text
         return Outcome("bad_request", words, again=False)
     return Outcome("server_error", words)
+
+
+def showable(words: str, secret: str) -> str:
+    """A server's words for a ledger and for people: short, without the key, and storable whatever it sent."""
+    words = words.replace(secret, "[key]") if secret else words
+    return words[:LONGEST_DETAIL].encode(errors="replace").decode()
 
 
 def _usage(body: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -82,7 +86,7 @@ def _usage(body: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _error(body: Any) -> Any:

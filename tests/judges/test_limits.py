@@ -68,12 +68,13 @@ def test_never_more_at_once_than_the_width_and_everybody_gets_a_place() -> None:
 
         async def one() -> None:
             nonlocal busy, most, done
-            async with narrow.slot():
-                busy += 1
-                most = max(most, busy)
-                await asyncio.sleep(0)
-                busy -= 1
-                done += 1
+            await narrow.enter()
+            busy += 1
+            most = max(most, busy)
+            await asyncio.sleep(0)
+            busy -= 1
+            done += 1
+            narrow.leave()
 
         await asyncio.gather(*(one() for _ in range(200)))
         return most, done
@@ -87,9 +88,12 @@ def test_places_of_cancelled_calls_come_back() -> None:
 
         async def one() -> None:
             nonlocal done
-            async with narrow.slot():
+            await narrow.enter()
+            try:
                 await asyncio.sleep(0.001)
                 done += 1
+            finally:
+                narrow.leave()
 
         tasks = [asyncio.ensure_future(one()) for _ in range(60)]
         await asyncio.sleep(0.002)
@@ -126,7 +130,8 @@ def test_a_closed_gate_holds_everybody_until_it_opens() -> None:
         gated = Lane(4)
         gated.pause(0.05)
         begin = asyncio.get_running_loop().time()
-        await asyncio.gather(*(gated.turn(1) for _ in range(4)))
+
+        await asyncio.gather(*(gated.enter() for _ in range(4)))
         return asyncio.get_running_loop().time() - begin
 
     assert asyncio.run(wait()) >= 0.05
