@@ -72,12 +72,18 @@ def calibration_items(labels: Path) -> "list[Task]":
 
 
 def preferences(labels: Path) -> list[dict[str, Any]]:
-    """What most people preferred, as rows that trainers take (prompt, chosen, rejected); ties are no rows."""
+    """What most people preferred, as rows that trainers take (prompt, chosen, rejected); ties are no rows.
+
+    Nor are calibration items: they are there to test people with, and judges.
+    """
+    from judges.annotation.store import BEGINS, read_votes
     from judges.labels import read_labels
 
     rows = []
+    collected = labels.is_file() and labels.read_bytes().startswith(BEGINS)
+    known = {task.id for task in read_votes(labels).tasks.values() if task.known} if collected else set()
     for pair in read_labels(labels).pairs:
-        if pair.label not in ("a", "b"):
+        if pair.label not in ("a", "b") or pair.id in known:
             continue
         better, worse = (pair.a, pair.b) if pair.label == "a" else (pair.b, pair.a)
         chat = bool(pair.messages)

@@ -42,7 +42,7 @@ def check(
         list[str] | None, typer.Option(help="A condition, e.g. 'kappa_low >= 0.4'; else exit code 7. May be repeated.")
     ] = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="Check [evaluation.judge] instead.")] = False,
-    budget: Annotated[float | None, typer.Option(min=0, help="Money it may cost.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="Money, all checks of this recipe together.")] = None,
     settings: Settings = None,
     workspace: Workspace = Path("workspace"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs.")] = False,
@@ -133,7 +133,10 @@ def spent(name: Name = None, workspace: Workspace = Path("workspace"), as_json: 
 
     if not _ledger(workspace).exists():
         raise ConfigError(f"nothing was ever asked in {workspace}: it has no ledger")
-    uses = opened(str(_ledger(workspace))).uses(name)
+    ledger = opened(str(_ledger(workspace)))
+    uses = ledger.uses(name)
+    if name is not None and not uses:
+        raise ConfigError(f"nothing was asked for {name!r}; without a name, all is shown")
     print_json([asdict(use) for use in uses]) if as_json else Console(to_stdout=True).terminal.print(uses_table(uses))
 
 
@@ -200,9 +203,10 @@ def pairs_of_votes(
     import json
 
     from flows.annotation import preferences
+    from judges.annotation.files import write_whole
 
     rows = preferences(votes)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), votes)
     typer.echo(f"{len(rows)} pairs in {file}")
 
 
@@ -250,12 +254,15 @@ def import_votes(
 def say_cost(config: RunConfig, workspace: Path, as_json: bool) -> None:
     """What a run's judges would be asked and cost at most, its rounds and its evaluations together."""
     from flows.console import Console
-    from flows.spending import estimates, estimates_table, of_run
+    from flows.spending import estimates, estimates_table, of_check, of_run
     from judges import Desk
 
     labelled, evaluated = of_run(config, config.rounds)
     paid_from = Desk(str(_ledger(workspace)), "estimate")
     found = estimates(config.judge, labelled, paid_from)
+    if config.health.require:
+        labels = None if config.health.labels is None else Path(config.health.labels)
+        found += estimates(config.judge, of_check(labels, config.health.limit), paid_from)
     found += estimates(config.evaluation.judge or config.judge, evaluated, paid_from)
     if as_json:
         print_json([asdict(each) for each in found])

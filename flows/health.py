@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from flows.console import Console
-from flows.judging import desk, judge_identity, judge_name
+from flows.judging import desk, judge_identity, judge_name, open_judge
 from flows.session import Session
 from pipeline.errors import DataError, UnfitJudgeError
 from pipeline.store import Artifact, Draft, Spec, file_digest
@@ -38,18 +38,19 @@ def check_judge(
     paid_from: "Desk | None" = None,
     console: Console | None = None,
     name: str = "judge",
+    unanswered: float = 0.2,
 ) -> "Health":
     """The judge's health on a file of people's preferences, or without one on the canaries alone.
 
     Args:
         limit: labelled pairs to judge at most, drawn from all of the file. Each is judged in both orders.
+        unanswered: share of a judge's calls that may be given up.
         paid_from: what language models are paid from.
 
     Raises:
         ConfigError, DataError: the judge or the labels cannot be used as given.
         JudgeError: the judge cannot work at all.
     """
-    from judges import make_judge
     from judges.health import check, drawn
     from judges.labels import read_labels
 
@@ -59,7 +60,7 @@ def check_judge(
         reading = read_labels(labels)
         console.terminal.print(reading_table(reading, labels.name))
         pairs = drawn(reading.pairs, limit)
-    with console.stage("judge check") as progress, closing(make_judge(config, name, paid_from)) as judge:
+    with console.stage("judge check") as progress, closing(open_judge(config, name, paid_from, unanswered)) as judge:
         return check(judge, pairs, progress=progress)
 
 
@@ -75,7 +76,10 @@ def check_fitness(session: Session) -> Artifact:
     def build(draft: Draft) -> Artifact:
         session.free_device("judge check")
         name = judge_name(config)
-        return draft.finish(check_judge(config, labels, wanted.limit, desk(session), session.console, name).to_json())
+        found = check_judge(
+            config, labels, wanted.limit, desk(session), session.console, name, session.config.limits.unanswered
+        )
+        return draft.finish(found.to_json())
 
     made = session.store.make(spec, build)
     if failed := unmet(made.info["figures"], wanted.require):
@@ -150,7 +154,7 @@ def _canary_rows(health: "Health") -> Iterator[tuple[str, str]]:
     share = _figure(math.nan if found.share is None else found.share)
     yield "canaries", f"{share} of {found.asked} not preferred to a decent answer{rest}"
     if found.fallen:
-        yield "quarantined", f"[yellow]{_counts(found.fallen)}[/]"
+        yield "fell for", f"[yellow]{_counts(found.fallen)}[/]"
 
 
 def _slices(title: str, slices: "list[Slice] | tuple[Slice, ...]") -> RenderableType:

@@ -26,7 +26,8 @@ from pipeline.config import (
     RulesJudge,
     SingleJudge,
 )
-from pipeline.policy import weights_digest
+from pipeline.errors import JudgeError
+from pipeline.policy import checkpoint_digest
 from pipeline.protocols import Judge
 from pipeline.store import Artifact, Draft, Spec, file_digest
 from pipeline.tables import judgments_table, read_groups, read_judgments
@@ -36,6 +37,8 @@ LEDGER = "ledger.sqlite"
 """In the workspace: all its runs share what was ever answered."""
 AT_ONCE = 2
 """Shards that a judge on the network works on: the second fills the server while the first waits for its last calls."""
+BATCHES_AT_ONCE = 64
+"""Shards whose calls go into one batch, which may take a day."""
 PACE = {"token_budget", "engine", "base_url", "gpu_memory_utilization"}
 """Of a reward model: how, not what."""
 
@@ -62,7 +65,8 @@ def judge(
     weights = {name: member.model_dump(mode="json", exclude={"judge"}) for name, member in config.members.items()}
     spec = Spec(
         "panel", 1, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
-        {name: made.key for name, made in members.items()} | {"candidates": candidates.key, "frozen": first.key},
+        {f"member {name}": made.key for name, made in members.items()}
+        | {"candidates": candidates.key, "frozen": first.key},
     )  # fmt: skip
 
     def build(draft: Draft) -> Artifact:
@@ -102,11 +106,10 @@ def _judge_alone(
         todo = ((number, read_groups(table, by_id)) for number, table in enumerate(candidates.tables()))
         with (
             session.console.stage(label, len(prompts)) as progress,
-            closing(make_judge(config, judge_name(config), desk(session))) as made,
+            closing(open_judge(config, judge_name(config), desk(session), session.config.limits.unanswered)) as made,
         ):
-            at_once = AT_ONCE if isinstance(config, PointwiseJudge | PairwiseJudge) else 1
             done = 0
-            for number, groups, judgments in _judged(made, todo, draft, at_once):
+            for number, groups, judgments in _judged(made, todo, draft, _at_once(config)):
                 if judgments is not None:
                     draft.commit_shard(number, judgments_table(judgments))
                 done += len(groups)
@@ -114,6 +117,38 @@ def _judge_alone(
         return draft.finish(rows_in=len(prompts))
 
     return session.store.make(spec, build)
+
+
+class Insistent:
+    """A language model as judge that refuses to go on where more than ``share`` of its calls are given up.
+
+    That is an outage or a wrong setting: kept, its abstentions would outlast it. The answers are in the ledger.
+    """
+
+    def __init__(self, judge: Judge, share: float) -> None:
+        self.name, self._judge, self._share = judge.name, judge, share
+
+    def judge(self, groups: Sequence[Group]) -> list[Judgment]:
+        from judges.jury import given_up
+
+        judgments = self._judge.judge(groups)
+        calls, reasons = given_up(judgments)
+        if reasons.total() > self._share * calls:
+            named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+            raise JudgeError(
+                f"judge {self.name!r}: {reasons.total()} of {calls} calls were given up ({named}); limits.unanswered"
+                f" allows {self._share:g}. Every answer is kept: mend the endpoint and run again"
+            )
+        return judgments
+
+    def close(self) -> None:
+        self._judge.close()
+
+
+def open_judge(config: JudgeConfig, name: str, paid_from: Desk | None, unanswered: float) -> Judge:
+    """The judge, insistent where it asks others. Raises what :func:`judges.make_judge` raises."""
+    made = make_judge(config, name, paid_from)
+    return Insistent(made, unanswered) if isinstance(config, PointwiseJudge | PairwiseJudge) else made
 
 
 def _judged(
@@ -137,6 +172,12 @@ def _judged(
             yield first()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _at_once(config: SingleJudge) -> int:
+    if not isinstance(config, PointwiseJudge | PairwiseJudge):
+        return 1
+    return BATCHES_AT_ONCE if any(endpoint.batch for endpoint in config.endpoints) else AT_ONCE
 
 
 def desk(session: Session) -> Desk:
@@ -167,8 +208,10 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
         case CallableJudge(call=call):
             return identity | {"code": source_digest(call)}
         case RewardModelJudge(path=path):
-            known = {"path": weights_digest(Path(path))} if Path(path).is_dir() else {}
-            return {name: value for name, value in identity.items() if name not in PACE} | known
+            what = {name: value for name, value in identity.items() if name not in PACE}
+            if Path(path).is_dir():
+                return what | {"path": checkpoint_digest(Path(path))}
+            return what | {"base_url": identity["base_url"]}  # another server may serve others under the name
         case PointwiseJudge() | PairwiseJudge():
             from judges.jury import identity as of_jury
 
@@ -176,7 +219,11 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
         case HumanJudge(votes=votes):
             return identity | {"votes": file_digest(Path(votes)) if Path(votes).exists() else None}
         case PanelJudge(members=members):
-            return identity | {"members": {name: judge_identity(member.judge) for name, member in members.items()}}
+            whole = {
+                name: member.model_dump(mode="json", exclude={"judge"}) | {"judge": judge_identity(member.judge)}
+                for name, member in members.items()
+            }
+            return identity | {"members": whole}
         case RulesJudge():
             return identity
         case _:

@@ -41,9 +41,9 @@ class CanaryReport:
 
     @property
     def share(self) -> float | None:
-        """Of those judged, not fallen for; None where all were abstentions."""
+        """Of those judged, not fallen for; None where most were abstentions: a judge that is silent shows nothing."""
         judged = self.asked - self.abstained
-        return 1 - sum(self.fallen.values()) / judged if judged else None
+        return 1 - sum(self.fallen.values()) / judged if 2 * judged > self.asked else None
 
 
 QUESTIONS = (

@@ -26,7 +26,7 @@ from judges.scales import CHOICE_TOKENS, Scale, body, form
 from judges.verdicts import Verdict, read
 from pipeline.config import Endpoint, PairwiseJudge, PointwiseJudge
 from pipeline.errors import JudgeError
-from pipeline.types import Prompt
+from pipeline.types import Judgment, Prompt
 
 if TYPE_CHECKING:
     from judges.client import Client
@@ -143,6 +143,13 @@ def identity(config: PointwiseJudge | PairwiseJudge) -> dict[str, Any]:
         "body": [_body(config, scale, each) for each in config.endpoints],
         "version": [verdicts.VERSION, tournament.VERSION],
     }
+
+
+def given_up(judgments: Iterable[Judgment]) -> tuple[int, Counter[str]]:
+    """Calls behind the judgments, and those of them that were never answered, by reason."""
+    calls = [call for judgment in judgments for vote in judgment.votes for call in vote.get("calls", ())]
+    reasons = (call.get("abstained") for call in calls)
+    return len(calls), Counter(reason for reason in reasons if reason and reason not in verdicts.REASONS)
 
 
 def scale_of(config: PointwiseJudge | PairwiseJudge) -> Scale:

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError, WeightSyncError
-from pipeline.store import write_json
+from pipeline.store import digest, file_digest, write_json
 from pipeline.types import Policy
 
 PROBE = "probe.json"
+TOLD = (".json", ".jinja", ".model", ".txt")
+"""Ends of a checkpoint's files beside its weights that change what it does."""
 CHUNK = 1 << 24
 
 
@@ -69,6 +71,12 @@ def weights_digest(path: Path) -> str:
                 total.update(chunk)
                 start += len(chunk)
     return total.hexdigest()
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 over the weights and all that says what is made of them: configs, tokenizer, chat template."""
+    read_too = sorted(file for file in path.iterdir() if file.suffix in TOLD and not file.name.endswith(".index.json"))
+    return digest([weights_digest(path), [[file.name, file_digest(file)] for file in read_too]])
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

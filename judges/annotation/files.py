@@ -29,8 +29,20 @@ def export_file(votes: Path, to: Path, tool: Tool) -> int:
     rows = to_argilla(tasks, records.votes) if tool == "argilla" else to_label_studio(tasks, records.votes)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "\n".join(lines) if to.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
-    to.write_text(text + "\n", encoding="utf-8")
+    write_whole(to, text + "\n", votes)
     return len(rows)
+
+
+def write_whole(file: Path, text: str, source: Path) -> None:
+    """``text`` in ``file``, whole or not at all, and never in place of ``source``. Raises DataError."""
+    if file.exists() and file.samefile(source):
+        raise DataError(f"{str(file)!r} is what is read; allowed: another file to write")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be written: {error.strerror}") from error
 
 
 def import_file(file: Path, votes: Path, tool: Tool, people: Mapping[str, str] | None = None) -> tuple[Imported, int]:

@@ -82,6 +82,8 @@ def serve(
         ConfigError: the port is taken, or the name cannot be one.
         BusyError, StoreError: the file of votes cannot be used.
     """
+    if not tasks and not store_path.exists():
+        raise DataError(f"there is nothing to vote on: no tasks were given, and {store_path} is not there")
     with VoteStore(store_path) as store, _listening(port) as listener:
         asked = list(tasks) or list(store.records.tasks.values())
         if not asked:

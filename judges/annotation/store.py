@@ -93,6 +93,10 @@ class Records:
         self.withdrawn.setdefault(annotator, []).append(task)
 
 
+BEGINS = b'{"type": "'
+"""Every line of ours; a line may be torn by a kill."""
+
+
 class VoteStore:
     """The one writer of a file of votes; use as a context manager.
 
@@ -180,6 +184,8 @@ def read_votes(path: Path) -> Records:
 def _read(path: Path, data: bytes) -> tuple[Records, int]:
     """The records, and the bytes that are whole lines."""
     records, whole = Records(), data.rfind(b"\n") + 1
+    if data[whole:] and not (whole or data.startswith(BEGINS[: len(data)])):
+        raise StoreError(f"votes {path}: is no file that `ratchet annotate` writes; it was left as it is")
     for number, line in enumerate(_lines(data[:whole]), 1):
         try:
             records.apply(json.loads(line))

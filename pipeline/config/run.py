@@ -4,16 +4,19 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import CONDITION, Strict
+from pipeline.config.base import CONDITION, Fraction, Strict
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.gate import GATE_METRICS, GateConfig
 from pipeline.config.health import HealthConfig
-from pipeline.config.judge import JudgeConfig
+from pipeline.config.judge import JudgeConfig, PanelJudge
 from pipeline.config.pairing import PairingConfig
 from pipeline.config.policy import PolicyConfig
 from pipeline.config.prompts import PromptsConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.trainer import TrainerConfig
+
+RELATIVE = ("pairwise", "human")
+"""Judges whose scores hold within a group only."""
 
 
 class LimitsConfig(Strict):
@@ -24,6 +27,9 @@ class LimitsConfig(Strict):
 
     budget: float | None = Field(None, ge=0.0)
     """Money the run may spend on judges, in the currency of their prices. It is reserved before a call is sent."""
+    unanswered: Fraction = 0.2
+    """Share of a shard's calls to language models that may be given up. More is an outage or a wrong setting: the run
+    stops instead of keeping abstentions, and asks again when it goes on."""
     retries: int = Field(1, ge=0)
     """Further tries of a stage whose engine or judge failed; finished shards are kept."""
     retry_delay: float = Field(2.0, ge=0)
@@ -60,6 +66,20 @@ class RunConfig(Strict):
                     f"gate.require: {condition!r} is not '<metric> <operator> <number>' with an operator of"
                     f" >=, <=, >, < and a metric of {', '.join(allowed)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_scores_mean_the_same_for_every_policy(self) -> Self:
+        judge = self.evaluation.judge or self.judge
+        relative: list[str] = [judge.type] if judge.type in RELATIVE else []
+        if isinstance(judge, PanelJudge):
+            relative = [f"{name}: {member.judge.type}" for name, member in judge.members.items()
+                        if member.weight and member.judge.type in RELATIVE]  # fmt: skip
+        if relative:
+            raise ValueError(
+                f"evaluation.judge: {relative[0]!r} compares answers of one policy with each other, so its scores"
+                " cannot tell two policies apart; allowed: rules, callable, reward_model, pointwise, a panel of these"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 
-from flows.annotation import candidates_of
+from flows.annotation import candidates_of, preferences
+from flows.judging import judge_identity
 from judges.annotation.sources import tasks_from_groups
 from judges.annotation.store import Vote, VoteStore
+from judges.annotation.tasks import compare
 from judges.ledger import opened
-from pipeline.errors import ConfigError, JudgeError, UnfitJudgeError
+from pipeline.errors import ConfigError, DataError, JudgeError, StoreError, UnfitJudgeError
+from pipeline.recipe import load_recipe
 from pipeline.runs import Run
 from pipeline.tables import read_judgments
 from tests.judges.api_server import ApiServer
 from tests.judges.asked import answers
 from tests.judges.replies import RATING
-from tests.tiny_chat import chat_policy
+from tests.tiny_chat import chat_policy, reward_model
 
 from .conftest import RunSmall, Said
 from .small import RECIPE, store_of
@@ -66,6 +69,7 @@ def test_a_language_model_judges_a_round_and_another_run_pays_nothing_for_the_sa
     assert 0 < balance.spent <= 1.0
     run_small("paid-again", *config, "pairing.margin=2.0", "trainer.beta=0.2", workspace=tmp_path)
     again = [call.body["messages"] for call in api.calls[asked:]]
+    assert again
     assert not [messages for messages in again if messages in [call.body["messages"] for call in api.calls[:asked]]]
     (scored,) = {judgment.judge for judgment in _judgments(first)}
     assert scored == "rater"
@@ -110,8 +114,8 @@ def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first
     before = set(tmp_path.glob("artifacts/judgments/*"))
     reweighted = run_small("panel-2", "rounds=2", panel(combine="minimum"), "rounds=1", workspace=tmp_path)
     assert reweighted["rounds"][0]["artifacts"]["candidates"] == status["rounds"][0]["artifacts"]["candidates"]
-    members = {made[0].manifest["inputs"][name] for name in ("food", "short")}
-    assert {store.get("panel", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][name]
+    members = {made[0].manifest["inputs"][f"member {name}"] for name in ("food", "short")}
+    assert {store.get("panel", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][f"member {name}"]
             for name in ("food", "short")} == members  # fmt: skip
     assert members <= {path.name for path in before}
 
@@ -260,3 +264,74 @@ def test_a_reward_model_is_trained_from_votes_and_judges(ratchet: Callable[..., 
 def _judgments(status: dict[str, Any]) -> list[Any]:
     table = store_of(status).get("judgments", status["rounds"][0]["artifacts"]["judgments"]).table()
     return list(read_judgments(table))
+
+
+# ---------------------------------------------------------------------------------------------- what is kept
+def test_an_outage_is_not_kept_and_the_same_command_asks_again(run_small: RunSmall, tmp_path: Path) -> None:
+    """Whereas the answers are kept: no call that was answered is sent again."""
+    with ApiServer(answers(RATING, rate), faults={"bad_request": 0.5}) as failing:
+        config = (*ONE, judge(**llm(failing)), "limits.retries=0")
+        with pytest.raises(JudgeError, match=r"calls were given up \(\d+ bad_request\); limits.unanswered allows 0.2"):
+            run_small("outage", *config, workspace=tmp_path)
+        assert not list(tmp_path.glob("artifacts/judgments/*/manifest.json"))
+        answered = [json.dumps(call.body, sort_keys=True) for call in failing.calls if call.answered and not call.fault]
+        failing.faults.clear()
+        before = len(failing.calls)
+        assert run_small("outage", *config, workspace=tmp_path)["state"] == "complete"
+        again = [json.dumps(call.body, sort_keys=True) for call in failing.calls[before:]]
+        assert again
+        assert not set(answered) & set(again)
+
+
+def _panel_config(**member: Any) -> Any:
+    from pipeline.config import JudgeFile
+
+    members = {"food": {"judge": RULES} | member, "other": {"judge": RULES}}
+    return JudgeFile.model_validate({"judge": {"type": "panel", "members": members}}).judge
+
+
+@pytest.mark.parametrize("change", [{"weight": -1.0}, {"axis": "x"}, {"veto_below": 0.5}, {"required": False}], ids=str)
+def test_a_panels_identity_has_all_of_its_members(change: dict[str, Any]) -> None:
+    assert judge_identity(_panel_config()) != judge_identity(_panel_config(**change))
+
+
+def test_a_reward_models_identity_has_its_template_and_where_others_serve_it(tmp_path: Path) -> None:
+    from pipeline.config import RewardModelJudge
+
+    folder = reward_model(tmp_path / "rm")
+    config = RewardModelJudge(type="reward_model", path=str(folder))
+    before = judge_identity(config)
+    assert judge_identity(config.model_copy(update={"token_budget": 99, "engine": "vllm"})) == before
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert judge_identity(config) != before
+    served = [RewardModelJudge(type="reward_model", path="org/rm", base_url=f"http://{host}:1") for host in "ab"]
+    assert judge_identity(served[0]) != judge_identity(served[1])
+
+
+@pytest.mark.parametrize("kind", [{"type": "human", "votes": "v"}, {"type": "panel", "members": {"x": {"judge": {
+    "type": "human", "votes": "v"}}}}], ids=["human", "panel"])  # fmt: skip
+def test_a_judge_within_groups_cannot_evaluate(kind: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cannot tell two policies apart"):
+        load_recipe(str(RECIPE), RECIPE.parent, [judge(**kind)])
+
+
+def test_what_is_read_is_never_written_over(ratchet: Callable[..., Said], tmp_path: Path) -> None:
+    labels = Path(_labels(tmp_path / "labels.jsonl"))
+    before = labels.read_text()
+    for arguments in (("votes", "pairs", labels, labels), ("votes", "pairs", labels, tmp_path / "no" / "x.jsonl")):
+        code, _, err = ratchet(*arguments)
+        assert (code, err.count("\n"), labels.read_text()) == (DataError.exit_code, 1, before)
+    foreign = tmp_path / "one-line.json"
+    foreign.write_text('[{"prompt": "p", "a": "1", "b": "2"}]')
+    code, _, err = ratchet("annotate", labels, "--votes", foreign)
+    assert (code, foreign.read_text()[:2]) == (StoreError.exit_code, "[{"), err
+
+
+def test_calibration_items_are_no_pairs(tmp_path: Path) -> None:
+    votes = tmp_path / "votes.jsonl"
+    with VoteStore(votes) as store:
+        known, asked = compare("p", "x", "y", "first"), compare("p", "z", "w")
+        store.add_tasks([known, asked])
+        store.cast(*(Vote(task.id, "ann", "first", "first") for task in (known, asked)))
+    (row,) = preferences(votes)
+    assert {row["chosen"], row["rejected"]} == {"z", "w"}

@@ -88,7 +88,8 @@ class PointwiseJudge(_LlmJudge):
 
 
 class PairwiseJudge(_LlmJudge):
-    """Compares two candidates at a time, in both orders; a verdict that changes with the order is a tie."""
+    """Compares two candidates at a time, in both orders, and takes the mean: a plain verdict that changes
+    with the order is a tie, a probability is averaged."""
 
     type: Literal["pairwise"]
     schedule: Literal["all_pairs", "knockout"] = "all_pairs"
