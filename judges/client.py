@@ -23,8 +23,6 @@ from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 
 if TYPE_CHECKING:
-    from openai._types import RequestOptions
-
     from judges.batch_api import Batches
 
 Result = TypeVar("Result")
@@ -53,10 +51,6 @@ class Client:
         self._endpoint, self._desk, self._waits = endpoint, desk, waits or limits.Waits()
         self._secret = secret(endpoint)
         self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
-        # Said outright, because openai's client deep-copies the default of each of these anew for every call.
-        self._options: RequestOptions = {
-            "headers": {}, "params": {}, "max_retries": 0, "timeout": endpoint.timeout, "follow_redirects": False,
-        }  # fmt: skip
         self._ledger = opened(desk.ledger)
         self._lane = limits.lane(endpoint)
         self._api = connect(endpoint, self._lane)
@@ -177,7 +171,7 @@ class Client:
         import openai
 
         try:
-            response = await self._api.post(self._path, cast_to=httpx2.Response, content=content, options=self._options)
+            response = await self._api.complete(self._path, content)
             outcome = of_body(response.content.decode(errors="replace"))
         except openai.APITimeoutError:
             outcome = Outcome("timeout", f"none in {self._endpoint.timeout:g} s", billed=True)
