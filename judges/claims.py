@@ -14,8 +14,9 @@ import psutil
 
 from judges.accounts import Booking, money
 
-LONGEST_CLAIM = 2 * 24 * 3600.0
-"""Seconds. Processes of another host cannot be looked at: a claim of theirs older than this is taken for dead."""
+SILENCE = 15 * 60.0
+"""Seconds. Processes of another host, or container, cannot be looked at: one that has not shown itself for so long is
+taken for dead."""
 CLOCK_ERROR = 2.0
 """Seconds by which the start time of one process may seem to differ: it is computed from the clock, which is set."""
 CLAIM = """
@@ -72,10 +73,15 @@ def register(database: sqlite3.Connection) -> int:
     """This process as an owner."""
     me = psutil.Process()
     row = database.execute(
-        "INSERT INTO owners (host, pid, started) VALUES (?, ?, ?) RETURNING id",
-        (socket.gethostname(), me.pid, me.create_time()),
+        "INSERT INTO owners (host, pid, started, seen) VALUES (?, ?, ?, ?) RETURNING id",
+        (socket.gethostname(), me.pid, me.create_time(), time.time()),
     ).fetchone()
     return int(row[0])
+
+
+def show(database: sqlite3.Connection, owner: int) -> None:
+    """A sign of life, for other hosts."""
+    database.execute("UPDATE owners SET seen = ? WHERE id = ?", (time.time(), owner))
 
 
 def sign_off(database: sqlite3.Connection, owner: int) -> None:
@@ -89,24 +95,23 @@ def sign_off(database: sqlite3.Connection, owner: int) -> None:
 
 def bury_the_dead(database: sqlite3.Connection) -> None:
     """Ends the claims of processes that are gone. Their calls were in flight and may be billed: unsettled."""
-    now, host = time.time(), socket.gethostname()
-    for owner, its_host, pid, started in database.execute("SELECT id, host, pid, started FROM owners").fetchall():
-        if its_host == host and lives(pid, started):
+    now = time.time()
+    for owner, *process in database.execute("SELECT id, host, pid, started, seen FROM owners").fetchall():
+        if lives(*process):
             continue
-        made_before = now + 1.0 if its_host == host else now - LONGEST_CLAIM
-        dead = "FROM claims WHERE owner = ? AND batch IS NULL AND at < ?"
+        dead = " FROM claims WHERE owner = ? AND batch IS NULL"
         database.execute(
-            "INSERT INTO attempts SELECT key, account, judge, model, 'killed', 'its process died', 0, amount, ?"
-            f" {dead}",
-            (now, owner, made_before),
+            "INSERT INTO attempts SELECT key, account, judge, model, 'killed', 'its process died', 0, amount, ?" + dead,
+            (now, owner),
         )
-        database.execute(f"DELETE {dead}", (owner, made_before))
-        if its_host == host:
-            sign_off(database, owner)
+        database.execute(f"DELETE{dead}", (owner,))
+        sign_off(database, owner)
 
 
-def lives(pid: int, started: float) -> bool:
+def lives(host: str, pid: int, started: float, seen: float) -> bool:
     """Whether the process that started then, and no later one with its number, is there. A zombie is not."""
+    if host != socket.gethostname():
+        return time.time() < seen + SILENCE
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < CLOCK_ERROR and process.status() != psutil.STATUS_ZOMBIE

@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import gc
 import json
+import logging
 import math
 import os
 import threading
@@ -25,8 +26,10 @@ from pipeline.errors import JudgeError
 if TYPE_CHECKING:
     from judges.batch_api import Batches
 
+log = logging.getLogger("ratchet.judges")
+
 Result = TypeVar("Result")
-AHEAD = 1.25
+AHEAD = 1.5
 """Calls being prepared, on their way or being booked, for each place to be on its way: the server is never to wait."""
 
 
@@ -58,6 +61,7 @@ class Client:
         self._booking = Booking(desk.account, judge, endpoint.model)
         self._budget = None if desk.budget is None else round(desk.budget * BILLIONTHS)
         self._fatal: JudgeError | None = None
+        self._told = False
         self._batches: Batches | None = None
         _open.add(self)
 
@@ -140,6 +144,9 @@ class Client:
             return self._ledger.answer(key)
         if grant is Grant.NEVER:
             raise self._ledger.budget_reached(self._desk.account, self._budget or 0, most)
+        if grant is Grant.ELSEWHERE and not self._told:
+            self._told = True
+            log.warning("another process is asking %s the same; waiting for its answers", self._endpoint.model)
         await asyncio.sleep(self._waits.look_again)
         self._ledger.bury_the_dead()
         return None

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from judges.request import Failure, Reply
 
 Result = TypeVar("Result")
-BURIALS = 1.0
-"""Seconds between two looks at who has died."""
+BURIALS, SIGNS = 1.0, 30.0
+"""Seconds between two looks at who has died, and between two signs of our own life."""
 HITS = 100
 """Free answers counted in memory before they are written down."""
 
@@ -50,7 +50,7 @@ class Ledger:
         self._pending: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._hits: Counter[Booking] = Counter()
         self._accounts: set[str] = set()
-        self._buried = time.monotonic()
+        self._buried = self._shown = time.monotonic()
         with self._database.step() as database:
             self._owner = claims.register(database)
             claims.bury_the_dead(database)
@@ -115,6 +115,7 @@ class Ledger:
         try:
             with self._database.step() as database:
                 results = [work(database) for work, _ in pending]
+                self._show(database)
         except Exception as error:  # whatever it is, nobody may wait for ever
             for _, done in pending:
                 if not done.cancelled():
@@ -149,7 +150,13 @@ class Ledger:
         if time.monotonic() >= self._buried + BURIALS:
             self._buried = time.monotonic()
             with self._database.step() as database:
+                self._show(database)
                 claims.bury_the_dead(database)
+
+    def _show(self, database: sqlite3.Connection) -> None:
+        if time.monotonic() >= self._shown + SIGNS:
+            self._shown = time.monotonic()
+            claims.show(database, self._owner)
 
     # ------------------------------------------------------------------------------------------------ accounts
     def hit(self, booking: Booking) -> None:

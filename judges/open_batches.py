@@ -1,6 +1,5 @@
 """Batches on their way, as the ledger knows them: their claims are nobody's, and outlive whoever sent them."""
 
-import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
@@ -72,16 +71,14 @@ class OpenBatches:
         """The batch that ``key`` is in."""
         with self._database.reading() as database:
             row = database.execute(
-                "SELECT batches.id, tag, remote, batches.owner, host, pid, started FROM claims"
+                "SELECT batches.id, tag, remote, batches.owner, host, pid, started, seen FROM claims"
                 " JOIN batches ON batches.id = claims.batch JOIN owners ON owners.id = batches.owner WHERE key = ?",
                 (bytes.fromhex(key),),
             ).fetchone()
         if row is None:
             return None
-        number, tag, remote, owner, host, pid, started = row
-        if owner == self._owner:
-            return OpenBatch(number, tag, remote, owner_lives=number in self._sending)
-        return OpenBatch(number, tag, remote, owner_lives=host != socket.gethostname() or lives(pid, started))
+        number, tag, remote, owner, *process = row
+        return OpenBatch(number, tag, remote, number in self._sending if owner == self._owner else lives(*process))
 
     def keys(self, batch: int) -> set[str]:
         """Those of a batch that have no outcome yet."""

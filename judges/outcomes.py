@@ -42,7 +42,7 @@ def of_body(text: str) -> Outcome:
     """Of a body that came with status 200."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Outcome("bad_json", text, billed=True)
     if not isinstance(body, dict):
         return Outcome("bad_json", text, billed=True)

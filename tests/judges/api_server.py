@@ -67,6 +67,8 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     """Promise more bytes than come, then hang up."""
+    whole: bool = False
+    """A chat completion, well formed."""
 
 
 def completion(body: Body, content: str | Mapping[str, Any], usage: bool = True) -> Body:
@@ -149,14 +151,18 @@ class ApiServer:
                 return kind
         return None
 
-    def admit(self, work: Callable[[], None]) -> None:
-        """Start ``work`` in ``latency`` seconds, once fewer than ``capacity`` are being worked on."""
-        if self.capacity is not None and self.busy >= self.capacity:
+    @property
+    def full(self) -> bool:
+        return self.capacity is not None and self.busy >= self.capacity
+
+    def admit(self, work: Callable[[], None], arrived: float | None = None) -> None:
+        """Do ``work`` when ``latency`` seconds have gone by since it arrived, or since a place was free for it."""
+        if self.full:
             self.waiting.append(work)
             return
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
-        self.loop.call_later(self.latency, self._finish, work)
+        self.loop.call_at((arrived or self.loop.time()) + self.latency, self._finish, work)
 
     def _finish(self, work: Callable[[], None]) -> None:
         self.busy -= 1
@@ -200,6 +206,7 @@ class ApiServer:
             call = Call(line["body"], {}, self.next_fault(), self.loop.time())
             self.calls.append(call)
             response = self.respond(call) or Response(500, b"{}")
+            call.answered = response.whole
             try:
                 body = json.loads(response.body)
             except ValueError:
@@ -239,8 +246,7 @@ class ApiServer:
             return Response(200, body[: len(body) // 2])
         if fault in ("cut_body", "cut_connection"):
             return Response(200, body[: len(body) // 2] if fault == "cut_body" else b"", cut=True)
-        call.answered = True
-        return Response(200, body)
+        return Response(200, body, whole=True)
 
 
 class Connection(asyncio.Protocol):
@@ -275,7 +281,8 @@ class Connection(asyncio.Protocol):
         if (method, path) == ("POST", "/v1/chat/completions"):
             call = Call(json.loads(payload), headers, self.server.next_fault(), self.server.loop.time())
             self.server.calls.append(call)
-            self.server.admit(lambda: self.complete(call))
+            response = self.server.respond(call)  # this work is part of the latency
+            self.server.admit(lambda: self.complete(call, response), call.at)
         else:
             self.send(self.manage(method, path.partition("?")[0].removeprefix("/v1"), payload))
 
@@ -315,9 +322,9 @@ class Connection(asyncio.Protocol):
             return Response(404, b'{"error": {"message": "no such path"}}')
         return Response(200, json.dumps(shown).encode())
 
-    def complete(self, call: Call) -> None:
-        response = None if self.transport.is_closing() else self.server.respond(call)
-        if response is not None:
+    def complete(self, call: Call, response: Response | None) -> None:
+        if response is not None and not self.transport.is_closing():
+            call.answered = response.whole
             self.send(response)
 
     def send(self, response: Response) -> None:

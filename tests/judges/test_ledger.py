@@ -208,14 +208,17 @@ def test_another_process_with_the_same_number_is_not_the_owner(file: Path) -> No
     assert Ledger(file).claim(key(1), WHO, 5, None) is Grant.YOURS
 
 
-def test_a_claim_of_another_host_ends_only_after_days(file: Path) -> None:
+def test_a_process_of_another_host_is_dead_when_it_has_been_silent(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("judges.ledger.SIGNS", 0.0)
+    monkeypatch.setattr("judges.ledger.BURIALS", 0.0)
     far = Ledger(file)
     far.claim(key(1), WHO, 5, None)
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE owners SET host = 'elsewhere', pid = 1")
+        database.execute("UPDATE owners SET host = 'elsewhere', pid = 1, seen = seen - 3600")
+    far.bury_the_dead()  # where it runs, it shows itself
     assert Ledger(file).claim(key(1), WHO, 5, None) is Grant.ELSEWHERE
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE claims SET at = ?", (time.time() - 3 * 24 * 3600,))
+        database.execute("UPDATE owners SET seen = seen - 3600 WHERE host = 'elsewhere'")
     assert Ledger(file).claim(key(1), WHO, 5, None) is Grant.YOURS
 
 
