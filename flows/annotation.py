@@ -30,7 +30,7 @@ def tasks_of(given: str, workspace: Path, per_prompt: int, seed: int) -> "list[T
         DataError: the file cannot be read as preferences.
     """
     from judges.annotation.sources import tasks_from_groups, tasks_from_pairs
-    from judges.labels import read_labels
+    from judges.labels.reading import read_labels
 
     path = Path(given).expanduser()
     if path.is_file():
@@ -66,7 +66,7 @@ def _linked(run: Run, link: Path) -> Artifact:
 
 def calibration_items(labels: Path) -> "list[Task]":
     from judges.annotation.sources import tasks_from_pairs
-    from judges.labels import read_labels
+    from judges.labels.reading import read_labels
 
     return tasks_from_pairs(read_labels(labels).pairs, known=True)
 
@@ -77,7 +77,7 @@ def preferences(labels: Path) -> list[dict[str, Any]]:
     Nor are calibration items: they are there to test people with, and judges.
     """
     from judges.annotation.store import BEGINS, read_votes
-    from judges.labels import read_labels
+    from judges.labels.reading import read_labels
 
     rows = []
     collected = labels.is_file() and labels.read_bytes().startswith(BEGINS)

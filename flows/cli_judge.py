@@ -72,7 +72,7 @@ def check(
         print_json(health.to_json())
     else:
         console.terminal.print(health_table(health))
-    from judges.health_figures import unmet
+    from judges.health.figures import unmet
     from pipeline.errors import UnfitJudgeError
 
     if failed := unmet(health.figures, conditions):
@@ -129,7 +129,7 @@ def spent(name: Name = None, workspace: Workspace = Path("workspace"), as_json: 
     """Calls, tokens and money by judge and model: of one run, or of the whole workspace."""
     from flows.console import Console
     from flows.spending import uses_table
-    from judges.ledger import opened
+    from judges.calls.ledger import opened
 
     if not _ledger(workspace).exists():
         raise ConfigError(f"nothing was ever asked in {workspace}: it has no ledger")

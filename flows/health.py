@@ -20,9 +20,9 @@ from pipeline.store import Artifact, Draft, Spec, file_digest
 
 if TYPE_CHECKING:
     from judges.agreement import Interval
-    from judges.health_figures import Health, Slice
-    from judges.labels import Reading
-    from judges.request import Desk
+    from judges.calls.request import Desk
+    from judges.health.figures import Health, Slice
+    from judges.labels.reading import Reading
     from pipeline.config import JudgeConfig
 
 WORST = 8
@@ -51,8 +51,8 @@ def check_judge(
         ConfigError, DataError: the judge or the labels cannot be used as given.
         JudgeError: the judge cannot work at all.
     """
-    from judges.health import check, drawn
-    from judges.labels import read_labels
+    from judges.health.check import check, drawn
+    from judges.labels.reading import read_labels
 
     console = console or Console(quiet=True)
     pairs = []
@@ -66,7 +66,7 @@ def check_judge(
 
 def check_fitness(session: Session) -> Artifact:
     """The health of the run's judge, where the recipe requires some. Raises UnfitJudgeError where it is worse."""
-    from judges.health_figures import unmet
+    from judges.health.figures import unmet
 
     wanted, config = session.config.health, session.config.judge
     labels = None if wanted.labels is None else Path(wanted.labels)
@@ -96,7 +96,7 @@ def labels_digest(labels: Path) -> str:
 
 def reading_table(reading: "Reading", name: str) -> RenderableType:
     """What became of the rows of a preference file; nothing is left out silently."""
-    from judges.label_faults import DROPS, FLAGS
+    from judges.labels.faults import DROPS, FLAGS
 
     merged = f", {reading.merged:,} further votes on them" if reading.merged else ""
     lines = [f"{escape(name)}: {len(reading.pairs):,} pairs of {reading.rows:,} rows{merged}"]

@@ -129,7 +129,7 @@ class Insistent:
         self.name, self._judge, self._share = judge.name, judge, share
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
-        from judges.jury import given_up
+        from judges.llm.jury import given_up
 
         judgments = self._judge.judge(groups)
         calls, reasons = given_up(judgments)
@@ -213,7 +213,7 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
                 return what | {"path": checkpoint_digest(Path(path))}
             return what | {"base_url": identity["base_url"]}  # another server may serve others under the name
         case PointwiseJudge() | PairwiseJudge():
-            from judges.jury import identity as of_jury
+            from judges.llm.jury import identity as of_jury
 
             return of_jury(config)
         case HumanJudge(votes=votes):

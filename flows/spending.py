@@ -15,18 +15,18 @@ from pipeline.types import Candidate, Group, Prompt
 
 if TYPE_CHECKING:
     from judges import Desk
-    from judges.estimate import Estimate
-    from judges.ledger import Use
+    from judges.calls.estimate import Estimate
+    from judges.calls.ledger import Use
+    from judges.calls.request import Request
     from judges.pairwise import PairwiseJudge as Pairwise
     from judges.pointwise import PointwiseJudge as Pointwise
-    from judges.request import Request
 
 
 def of_check(labels: Path | None, limit: int | None) -> list[Group]:
     """What ``ratchet judge check`` would have judged. Raises DataError where the labels cannot be read."""
-    from judges.canaries import canaries
-    from judges.health import drawn, groups
-    from judges.labels import read_labels
+    from judges.health.canaries import canaries
+    from judges.health.check import drawn, groups
+    from judges.labels.reading import read_labels
 
     pairs = [] if labels is None else drawn(read_labels(labels).pairs, limit)
     return [*groups(pairs), *(canary.group for canary in canaries())]
@@ -64,8 +64,8 @@ def estimates(config: JudgeConfig, groups: Sequence[Group], paid_from: "Desk") -
 
     Sends nothing, and needs no key.
     """
-    from judges.estimate import estimate
-    from judges.ledger import opened
+    from judges.calls.estimate import estimate
+    from judges.calls.ledger import opened
 
     if isinstance(config, PanelJudge):
         return [each for member in config.members.values() for each in estimates(member.judge, groups, paid_from)]

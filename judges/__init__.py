@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from judges.request import Desk
+from judges.calls.request import Desk
 from pipeline.config import (
     CallableJudge,
     HumanJudge,

@@ -8,13 +8,13 @@ Votes: first the comparisons, in the order they were made, each with
     swapped        the same probability (of ``first``) as judged with ``second`` shown first
     contradicted   whether the two orders prefer different candidates; of hard verdicts the result is then a tie
     abstained      only where ``result`` is None: why. One order that failed is enough
-    calls          one record a call, as ``judges/jury.py`` says, and ``order``: "straight" or "swapped". A call's
+    calls          one record a call, as ``judges/llm/jury.py`` says, and ``order``: "straight" or "swapped". A call's
                    ``value`` is of what was *shown* first
     identical      only where the two texts are the same: a tie that nobody was asked about; no orders, no calls
 
 then, for each candidate whose score is None, ``candidate`` (its index) and ``abstained``: why, as
-``judges/tournament.py`` says. A candidate whose text an earlier one has is compared with that one alone, and gets its
-score.
+``judges/llm/tournament.py`` says. A candidate whose text an earlier one has is compared with that one alone, and gets
+its score.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from judges.jury import Call, Jury, pooled, together
-from judges.request import Desk, Request
-from judges.tournament import Pair, Schedule, Standings, all_pairs, knockout, most_comparisons
-from judges.verdicts import Verdict
+from judges.calls.request import Desk, Request
+from judges.llm.jury import Call, Jury, pooled, together
+from judges.llm.tournament import Pair, Schedule, Standings, all_pairs, knockout, most_comparisons
+from judges.llm.verdicts import Verdict
 from pipeline import config as knobs
 from pipeline.types import Group, Judgment, Prompt
 
@@ -71,7 +71,7 @@ class PairwiseJudge:
         self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
-        from judges.client import run
+        from judges.calls.client import run
 
         return run(together(self._judge(group) for group in groups))
 
@@ -91,7 +91,7 @@ class PairwiseJudge:
                 yield from self.jury.requests(group.prompt, {"first": b, "second": a})
 
     def close(self) -> None:
-        from judges.client import run
+        from judges.calls.client import run
 
         run(self.jury.close())
 

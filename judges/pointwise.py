@@ -5,7 +5,7 @@ the labels' probabilities where the endpoint gives them, else the label.
 
 Votes: one a candidate, in candidate order, with
 
-    calls      one record a call, as ``judges/jury.py`` says: every raw number
+    calls      one record a call, as ``judges/llm/jury.py`` says: every raw number
     same_as    only where an earlier candidate has the same text: its index; it was asked once, and ``calls`` is empty
     abstained  only where the score is None: why
 """
@@ -13,9 +13,9 @@ Votes: one a candidate, in candidate order, with
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from judges.jury import Call, Jury, pooled, together
-from judges.request import Desk, Request
-from judges.verdicts import Verdict
+from judges.calls.request import Desk, Request
+from judges.llm.jury import Call, Jury, pooled, together
+from judges.llm.verdicts import Verdict
 from pipeline import config as knobs
 from pipeline.types import Group, Judgment
 
@@ -29,7 +29,7 @@ class PointwiseJudge:
         self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
-        from judges.client import run
+        from judges.calls.client import run
 
         return run(together(self._judge(group) for group in groups))
 
@@ -40,7 +40,7 @@ class PointwiseJudge:
                 yield from self.jury.requests(group.prompt, {"candidate": text})
 
     def close(self) -> None:
-        from judges.client import run
+        from judges.calls.client import run
 
         run(self.jury.close())
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
-from judges.answers import is_correct, reference_answer
-from judges.constraints import checker
-from judges.documents import parse_json
+from judges.checks.answers import is_correct, reference_answer
+from judges.checks.constraints import checker
+from judges.checks.documents import parse_json
 from pipeline import config as knobs
 from pipeline.types import Candidate, Group, Judgment, Prompt
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from judges.annotation.argilla import from_argilla, to_argilla
+from judges.annotation.exchange import Imported, add_to
+from judges.annotation.label_studio import from_label_studio, to_label_studio
 from judges.annotation.store import VoteStore, read_votes
-from judges.argilla import from_argilla, to_argilla
-from judges.exchange import Imported, add_to
-from judges.label_studio import from_label_studio, to_label_studio
 from pipeline.errors import DataError
 from pipeline.rows import read_rows
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from judges.annotation.tasks import Outcome, Task, compare, conversation_of
-from judges.labels import Label, LabelledPair
+from judges.labels.reading import Label, LabelledPair
 from pipeline.types import Group, Judgment
 
 OUTCOME_OF: Mapping[Label, Outcome] = {"a": "first", "b": "second", "tie": "tie"}

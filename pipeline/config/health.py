@@ -10,7 +10,7 @@ HEALTH_METRICS = (
     "agreement", "agreement_decided", "kappa", "kappa_low", "swap_consistency", "tie_rate", "abstention_rate",
     "length_bias", "canaries",
 )  # fmt: skip
-"""Each is explained in ``judges.health_figures.Health``."""
+"""Each is explained in ``judges.health.figures.Health``."""
 
 
 class HealthConfig(Strict):

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from judges.accounts import Booking
-from judges.claims import Grant
-from judges.client import Client, run
-from judges.ledger import Ledger
-from judges.request import Desk, Reply, Request
+from judges.calls.accounts import Booking
+from judges.calls.claims import Grant
+from judges.calls.client import Client, run
+from judges.calls.ledger import Ledger
+from judges.calls.request import Desk, Reply, Request
 from pipeline.config import Endpoint
 from report import table
 

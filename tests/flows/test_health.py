@@ -7,7 +7,7 @@ from rich.console import Console as Terminal
 from rich.console import RenderableType
 
 from flows.health import check_judge, health_table, reading_table
-from judges.labels import read_labels
+from judges.labels.reading import read_labels
 from pipeline.config import JudgeConfig
 from pipeline.errors import DataError
 

@@ -12,7 +12,7 @@ from flows.judging import judge_identity
 from judges.annotation.sources import tasks_from_groups
 from judges.annotation.store import Vote, VoteStore
 from judges.annotation.tasks import compare
-from judges.ledger import opened
+from judges.calls.ledger import opened
 from pipeline.errors import ConfigError, DataError, JudgeError, StoreError, UnfitJudgeError
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run

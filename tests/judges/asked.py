@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from judges.scales import Scale, Structured, written
+from judges.llm.scales import Scale, Structured, written
 from pipeline.types import Candidate, Group, Prompt
 
 JURY = {"model": "judge", "structured": "json_schema", "tries": 1, "timeout": 2.0}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from judges import Desk, make_judge
-from judges.jury import identity
+from judges.llm.jury import identity
+from judges.llm.tournament import most_comparisons
+from judges.llm.verdicts import REASONS
 from judges.pairwise import PairwiseJudge
-from judges.tournament import most_comparisons
-from judges.verdicts import REASONS
 from pipeline import config as knobs
 from pipeline.types import Judgment
 from tests.judges.api_server import ApiServer

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from judges import Desk, make_judge
-from judges.jury import identity
+from judges.llm.jury import identity
+from judges.llm.verdicts import REASONS
 from judges.pointwise import PointwiseJudge
-from judges.verdicts import REASONS
 from pipeline import config as knobs
 from pipeline.errors import ConfigError, JudgeError
 from pipeline.types import Judgment

@@ -51,7 +51,7 @@ class _LlmJudge(Strict):
     rubric: str = ""
     """What is good, in words; goes into the template. Empty: helpfulness, correctness and clarity."""
     template: str | None = None
-    """A Jinja file with the judge's prompt, in place of the packaged one (``judges/templates``), or extending it."""
+    """A Jinja file with the judge's prompt, in place of one of ``judges/llm/templates``, or extending it."""
     reasoning: bool = True
     """Ask for reasons before the verdict. With ``structured = "choice"`` there are none."""
     temperature: float = Field(0.0, ge=0.0, le=2.0)

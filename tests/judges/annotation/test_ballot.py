@@ -12,7 +12,7 @@ from judges.annotation.sources import tasks_from_groups, tasks_from_pairs
 from judges.annotation.store import VoteStore
 from judges.annotation.summary import summarise
 from judges.annotation.tasks import Task, compare
-from judges.labels import LabelledPair
+from judges.labels.reading import LabelledPair
 from pipeline.types import Candidate, Group, Judgment, Prompt
 
 TASKS = [compare(f"prompt {i}", f"good {i}", f"bad {i}") for i in range(40)]

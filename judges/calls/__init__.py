@@ -1,0 +1,1 @@
+"""Paid calls: requests and replies, the client, its limits, and the ledger that pays for an answer once."""

@@ -1,0 +1,243 @@
+"""Asks one endpoint, through the ledger: nothing that was answered is sent again, and no budget is passed."""
+
+import asyncio
+import atexit
+import gc
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from judges.calls import limits
+from judges.calls.accounts import BILLIONTHS, Booking
+from judges.calls.claims import Grant
+from judges.calls.estimate import price, size
+from judges.calls.ledger import opened
+from judges.calls.outcomes import Outcome, of_body, of_status, showable
+from judges.calls.request import Desk, Failure, Reply, Request
+from pipeline.config import Endpoint
+from pipeline.errors import JudgeError
+
+if TYPE_CHECKING:
+    from judges.calls.batch_api import Batches
+
+log = logging.getLogger("ratchet.judges")
+
+Result = TypeVar("Result")
+AHEAD = 1.5
+"""Calls being prepared, on their way or being booked, for each place to be on its way: the server is never to wait."""
+
+
+class Client:
+    """All of a judge's calls to one endpoint. Made for :func:`run`'s event loop and no other.
+
+    A request's body is sent as it is: the endpoint's ``extra`` fields are the judge's to put there, because they
+    belong to the key.
+
+    Raises:
+        JudgeError: a key is needed and missing; a budget is set and the endpoint has no prices.
+    """
+
+    def __init__(self, endpoint: Endpoint, desk: Desk, judge: str = "", waits: limits.Waits | None = None) -> None:
+        from judges.calls.connection import connect, secret
+
+        if desk.budget is not None and endpoint.price_in is None:
+            raise JudgeError(
+                f"budget {desk.budget:g}: {endpoint.model} at {endpoint.base_url} has no prices; set price_in and"
+                " price_out (0 where it costs nothing)"
+            )
+        self._endpoint, self._desk, self._waits = endpoint, desk, waits or limits.Waits()
+        self._secret = secret(endpoint)
+        self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._ledger = opened(desk.ledger)
+        self._lane = limits.lane(endpoint)
+        self._api = connect(endpoint, self._lane)
+        self._ahead = asyncio.Semaphore(math.ceil(AHEAD * endpoint.concurrency))
+        self._booking = Booking(desk.account, judge, endpoint.model)
+        self._budget = None if desk.budget is None else round(desk.budget * BILLIONTHS)
+        self._fatal: JudgeError | None = None
+        self._told = False
+        self._batches: Batches | None = None
+        _open.add(self)
+
+    async def ask(self, request: Request) -> Reply | Failure:
+        """The answer: from the ledger, from a call on its way, or from the endpoint. A failed call is a Failure.
+
+        Raises:
+            JudgeError: no call can work any more: the key or the model is refused, the quota is gone, the endpoint
+                was never there, or the budget is reached. What was answered is in the ledger.
+        """
+        key = request.key
+        while (stored := self._ledger.answer(key)) is None:
+            twin = self._ledger.asking.get(key)
+            if twin is None:
+                return await self._lead(key, request)
+            outcome = await asyncio.shield(twin)
+            if isinstance(outcome, Failure):
+                return outcome
+        self._ledger.hit(self._booking)
+        return Reply(key, json.loads(stored))
+
+    async def close(self) -> None:
+        """Hang up. What is on its way must have ended."""
+        _open.discard(self)
+        if self._batches is not None:
+            await self._batches.close()
+        await self._api.close()
+
+    async def _lead(self, key: str, request: Request) -> Reply | Failure:
+        """Ask, while others of this process that want the same wait for us."""
+        asking = self._ledger.asking[key] = asyncio.get_running_loop().create_future()
+        outcome: Reply | Failure | None = None
+        try:
+            outcome = await self._try(key, request)
+            return outcome
+        finally:
+            del self._ledger.asking[key]
+            asking.set_result(outcome)
+
+    async def _try(self, key: str, request: Request) -> Reply | Failure:
+        """Up to ``tries`` calls. Waiting for others is no try."""
+        extent = size(request)
+        if extent.most_reply is None and self._budget is not None:
+            raise JudgeError(
+                f"a budget needs a limit on each reply; {self._endpoint.model} is asked without max_tokens"
+            )
+        most = price(self._endpoint, extent.most_prompt, extent.most_reply or 0)
+        tokens = extent.prompt + (extent.most_reply or 0)
+        content = json.dumps({"model": request.model, "messages": request.messages, **request.body}).encode()
+        if self._endpoint.batch:
+            return await self._by_batch().ask(key, content, most)
+        tries = 0
+        while True:
+            async with self._ahead:
+                if self._fatal is not None:
+                    raise self._fatal
+                grant = await self._ledger.claim_soon(key, self._booking, most, self._budget)
+                outcome = await self._send(key, content, tokens, most) if grant is Grant.YOURS else None
+            if outcome is None:
+                if (stored := await self._elsewhere(grant, key, most)) is not None:
+                    return Reply(key, json.loads(stored))
+                continue
+            if outcome.raw is not None:
+                return Reply(key, outcome.raw)
+            tries += 1
+            if not outcome.again or tries >= self._endpoint.tries:
+                return self._given_up(key, outcome)
+            await asyncio.sleep(limits.back_off(tries, self._waits.back_off, self._waits.longest_back_off))
+
+    def _by_batch(self) -> "Batches":
+        if self._batches is None:
+            from judges.calls.batch_api import Batches
+
+            self._batches = Batches(self._endpoint, self._ledger, self._booking, self._budget, self._waits)
+        return self._batches
+
+    async def _elsewhere(self, grant: Grant, key: str, most: int) -> str | None:
+        """What somebody else was answered; None when it is time to look again."""
+        if grant is Grant.ANSWERED:
+            return self._ledger.answer(key)
+        if grant is Grant.NEVER:
+            raise self._ledger.budget_reached(self._desk.account, self._budget or 0, most)
+        if grant is Grant.ELSEWHERE and not self._told:
+            self._told = True
+            log.warning("another process is asking %s the same; waiting for its answers", self._endpoint.model)
+        await asyncio.sleep(self._waits.look_again)
+        self._ledger.bury_the_dead()
+        return None
+
+    async def _send(self, key: str, content: bytes, tokens: int, most: int) -> Outcome:
+        """One try, from claim to settlement."""
+        sent = False
+        try:
+            await self._lane.turn(tokens)
+            sent = True
+            outcome = await self._exchange(content)
+        except BaseException as error:
+            self._ledger.fail(key, "cancelled", type(error).__name__, self._booking, unknown=sent)
+            raise
+        cost = price(self._endpoint, *outcome.tokens) if outcome.tokens is not None else most
+        if outcome.text is not None:
+            await self._ledger.settle_soon(key, outcome.text, self._booking, outcome.tokens or (0, 0), cost)
+        elif outcome.tokens is not None:
+            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, spent=cost)
+        else:
+            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, unknown=outcome.billed)
+        if outcome.fatal:
+            self._fatal = JudgeError(f"{self._endpoint.model} at {self._endpoint.base_url}: {outcome.detail}")
+            raise self._fatal
+        return outcome
+
+    async def _exchange(self, content: bytes) -> Outcome:
+        import httpx2
+        import openai
+
+        try:
+            response = await self._api.complete(self._path, content)
+            outcome = of_body(response.content.decode(errors="replace"))
+        except openai.APITimeoutError:
+            outcome = Outcome("timeout", f"none in {self._endpoint.timeout:g} s", billed=True)
+        except openai.APIConnectionError as error:
+            absent = isinstance(error.__cause__, httpx2.ConnectError)
+            outcome = Outcome("no_connection" if absent else "cut_off", str(error.__cause__), billed=not absent)
+        except openai.APIStatusError as error:
+            outcome = of_status(error.status_code, error.body, self._lane.has_answered)
+        return replace(outcome, detail=showable(outcome.detail, self._secret)) if outcome.detail else outcome
+
+    def _given_up(self, key: str, outcome: Outcome) -> Failure:
+        if outcome.reason == "no_connection" and not self._lane.has_answered:
+            self._fatal = JudgeError(f"{self._endpoint.base_url} cannot be reached: {outcome.detail}")
+            raise self._fatal
+        return Failure(key, outcome.reason, outcome.detail)
+
+
+_open: set[Client] = set()
+YOUNG = 20_000
+"""Objects before the garbage collector looks. A call makes a thousand, all gone by reference counts, so that with
+Python's default of 700 a sixth of a call's time goes into looking at what thousands of waiting calls hold."""
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_starting = threading.Lock()
+
+
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The coroutine's result, computed on the process's one background event loop; callable from any thread but its
+    own. Where the caller is interrupted, the coroutine is cancelled and has ended when this raises."""
+    loop = _loop()
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:
+        if future.cancel():
+            asyncio.run_coroutine_threadsafe(_cancelled(), loop).result()
+        raise
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """By process: a forked child has the variable, but not the thread."""
+    with _starting:
+        if os.getpid() not in _loops:
+            _loops[os.getpid()] = loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="judges", daemon=True).start()
+            atexit.register(_hang_up, os.getpid())
+            gc.set_threshold(max(YOUNG, gc.get_threshold()[0]), *gc.get_threshold()[1:])
+        return _loops[os.getpid()]
+
+
+def _hang_up(process: int) -> None:
+    """Judges have no last call, so their clients are closed when the process ends; not by a forked child."""
+    if process == os.getpid():
+        for client in list(_open):
+            with suppress(Exception):
+                asyncio.run_coroutine_threadsafe(client.close(), _loops[process]).result(timeout=1.0)
+
+
+async def _cancelled() -> None:
+    """Calls that are being cancelled have booked their end."""
+    ending = [task for task in asyncio.all_tasks() if task.cancelling()]
+    if ending:
+        await asyncio.wait(ending, timeout=5.0)

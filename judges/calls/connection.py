@@ -1,0 +1,178 @@
+"""The way of ``openai.AsyncOpenAI`` to an endpoint: aiohttp under it, and a key only where it belongs.
+
+The client's time goes into its own Python: with httpx2's transport a call takes 2.7 ms of it, with openai's aiohttp
+transport 1.0, and with this one, which skips redirects, cookies and merging of addresses and headers, half of that. A
+place is held from the first byte out to the last one in; all the rest is done before and after, while others are on
+their way, because what is done with a place is time the server waits.
+"""
+
+import asyncio
+import ipaddress
+import os
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx2
+import openai
+import yarl
+from multidict import CIMultiDict
+
+from judges.calls.limits import Lane, retry_after
+from judges.calls.outcomes import CROWDED
+from pipeline.config import Endpoint
+from pipeline.errors import JudgeError
+
+KEEP_ALIVE = 4.0
+"""Seconds an idle connection is kept: uvicorn, and so ``vllm serve``, hangs up after 5, on what was just sent too."""
+CONNECT = 30.0
+"""Seconds a connection may take to be made, within the call's own time-out."""
+
+TELLTALES = [
+    f"X-Stainless-{what}"
+    for what in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+]  # fmt: skip
+"""Headers that tell about this machine and nothing about the call."""
+WANTED = {b"content-type", b"x-request-id"}
+"""Headers of a reply that anybody reads; httpx2 decodes them all whenever one is looked at."""
+
+
+def connect(endpoint: Endpoint, lane: Lane) -> "Api":
+    """A client that tries once, within the endpoint's time-out, and has a place in ``lane`` just while it does.
+
+    Raises:
+        JudgeError: the endpoint is not local, and the variable that should hold its key is empty.
+    """
+    headers: dict[str, Any] = dict.fromkeys(TELLTALES, openai.Omit())
+    return Api(
+        api_key=secret(endpoint) or "none", base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout,
+        http_client=Http(endpoint, lane), default_headers=headers,
+    )  # fmt: skip
+
+
+class Api(openai.AsyncOpenAI):
+    """openai's client, which works out options, address and headers for the first call and not again: all calls of a
+    judge have the same. That is half of the time it takes itself. The method it overrides is not public: should it go,
+    every call is worked out anew, and nothing else changes."""
+
+    _pattern: Any = None
+    """The first call's options."""
+
+    async def complete(self, path: str, content: bytes) -> httpx2.Response:
+        """Raises what openai's client raises where the status is not 200."""
+        if self._pattern is None:
+            return await self.post(path, cast_to=httpx2.Response, content=content)
+        return await self.request(httpx2.Response, self._pattern.model_copy(update={"content": content}))
+
+    def _build_request(self, options: Any, *, retries_taken: int = 0) -> httpx2.Request:
+        if self._pattern is not None:
+            assert isinstance(self._client, Http)
+            return self._client.another(options.content)
+        request = super()._build_request(options, retries_taken=retries_taken)
+        self._pattern = options
+        return request
+
+
+def secret(endpoint: Endpoint) -> str:
+    """The key; empty where none is needed. A local server gets one only where the config names a variable for it:
+    OpenAI's own is not for everyone on the network."""
+    local = is_local(endpoint.base_url)
+    if local and endpoint.api_key_env == Endpoint.model_fields["api_key_env"].default:
+        return ""
+    key = os.environ.get(endpoint.api_key_env, "")
+    if not key and not local:
+        raise JudgeError(
+            f"{endpoint.base_url} needs a key and the environment variable {endpoint.api_key_env!r} is empty;"
+            " set it, or name another with api_key_env"
+        )
+    return key
+
+
+def is_local(base_url: str) -> bool:
+    """Whether the address is of this machine or a private network: no name with a dot, or a private number."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return number.is_private or number.is_loopback
+
+
+class Http(httpx2.AsyncClient):
+    """What openai's client sends its requests with. Bound to the event loop of the first one."""
+
+    def __init__(self, endpoint: Endpoint, lane: Lane) -> None:
+        super().__init__(trust_env=False)
+        self._lane, self._seconds = lane, endpoint.timeout
+        self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._address, self._target = httpx2.URL(self._path), yarl.URL(self._path)
+        self._headers_of_all: CIMultiDict[str] = CIMultiDict()
+        self._session: aiohttp.ClientSession | None = None
+
+    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
+        assert url == self._path, "this way leads to chat completions only"
+        self._headers_of_all = CIMultiDict(options["headers"])
+        return self.another(options["content"])
+
+    def another(self, content: bytes) -> httpx2.Request:
+        """A request that differs from the ones before in its body only."""
+        return httpx2.Request("POST", self._address, content=content)
+
+    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        session = self._session = self._session or self._open()
+        await self._lane.enter()
+        try:
+            async with (
+                asyncio.timeout(self._seconds),
+                session.request(
+                    request.method,
+                    self._target,
+                    headers=self._headers_of_all,
+                    data=request.content,
+                    allow_redirects=False,
+                ) as answer,
+            ):
+                body = await answer.read()
+            self._heed(answer)
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+            raise httpx2.ConnectError(str(error), request=request) from error
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("no answer in time", request=request) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise httpx2.ReadError(str(error) or type(error).__name__, request=request) from error
+        finally:
+            self._lane.leave()
+        # Whoever got the place goes first: two turns of the loop are its waking and its sending, and what is left to do
+        # with this reply keeps no server waiting.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        headers = [(name, value) for name, value in answer.raw_headers if name.lower() in WANTED]
+        response = httpx2.Response(answer.status, headers=headers, content=body, request=request)
+        response.headers.encoding = "latin-1"
+        return response
+
+    def _heed(self, answer: aiohttp.ClientResponse) -> None:
+        """What the server says about its load; before the place goes on, so that nothing is sent against its will."""
+        if answer.status in CROWDED:
+            self._lane.refused()
+        elif answer.status == 200:
+            self._lane.went_well()
+        if answer.status != 200 and (pause := retry_after(answer.headers.get("retry-after"))) is not None:
+            self._lane.pause(pause)
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+        await super().aclose()
+
+    def _open(self) -> aiohttp.ClientSession:
+        secure = self._address.scheme == "https"
+        proxy = None if proxy_bypass(self._address.host) else getproxies().get(self._address.scheme)
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE, ssl=httpx2.create_ssl_context() if secure else False
+        )
+        return aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
+            cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy,
+        )  # fmt: skip

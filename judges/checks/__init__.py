@@ -1,0 +1,1 @@
+"""What rules check: answers, constraints, documents."""

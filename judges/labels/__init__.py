@@ -1,0 +1,1 @@
+"""People's preferences from files, every broken row counted by name."""
