@@ -120,6 +120,8 @@ class Client:
                     raise self._fatal
                 grant = await self._ledger.claim_soon(key, self._booking, most, self._budget)
                 outcome = await self._send(key, content, tokens, most) if grant is Grant.YOURS else None
+            if grant is Grant.ELSEWHERE and self._in_an_orphaned_batch(key):
+                return await self._by_batch().ask(key, content, most)
             if outcome is None:
                 if (stored := await self._elsewhere(grant, key, most)) is not None:
                     return Reply(key, json.loads(stored))
@@ -130,6 +132,11 @@ class Client:
             if not outcome.again or tries >= self._endpoint.tries:
                 return self._given_up(key, outcome)
             await asyncio.sleep(limits.back_off(tries, self._waits.back_off, self._waits.longest_back_off))
+
+    def _in_an_orphaned_batch(self, key: str) -> bool:
+        """Begun when the endpoint was asked in batches, by a process that is gone: paid for, and nobody else looks."""
+        batch = self._ledger.batches.of(key)
+        return batch is not None and not batch.owner_lives
 
     def _by_batch(self) -> "Batches":
         if self._batches is None:

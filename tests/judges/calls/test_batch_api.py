@@ -151,8 +151,11 @@ run(main())
 """
 
 
-@pytest.mark.parametrize("moment", ["before_id", "polling"])
-def test_a_killed_run_finds_its_batch_again_and_pays_nothing_twice(client: Make, file: str, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "batch"), [("before_id", True), ("polling", True), ("polling", False)])
+def test_a_killed_run_finds_its_batch_again_and_pays_nothing_twice(
+    client: Make, file: str, moment: str, batch: bool
+) -> None:
+    """Also where the endpoint is no longer asked in batches: this one is."""
     with ApiServer(batch_polls=10**9) as server:
         command = [sys.executable, "-c", RUN, file, server.base_url, moment]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -160,9 +163,9 @@ def test_a_killed_run_finds_its_batch_again_and_pays_nothing_twice(client: Make,
             os.kill(process.pid, signal.SIGKILL)
         assert len(server.batches) == 1
         server.batch_polls = 0
-        answers = run(everything(client(server), requests(server, 12)))  # two more than before
+        answers = run(everything(client(server, batch=batch), requests(server, 12)))  # two more than before
         assert kinds(answers) == {"answered": 12}
-        assert len(server.batches) == 2
+        assert len(server.batches) == 1 + batch
         assert len(server.calls) == 12
 
 
