@@ -21,8 +21,8 @@ SMALL = str(RECIPE)
 
 
 MISTAKES = {
-    ("nosuch",): "there is no recipe 'nosuch'; allowed: chat-rm, food, reviews, or a path to a .toml file",
-    ("fod",): "there is no recipe 'fod'; did you mean 'food'? allowed: chat-rm,",
+    ("nosuch",): "there is no recipe 'nosuch'; allowed: chat-judge, chat-rm, food, reviews, or a path to a .toml file",
+    ("fod",): "there is no recipe 'fod'; did you mean 'food'? allowed: chat-judge, chat-rm,",
     ("nosuch.toml",): "recipe file 'nosuch.toml' does not exist",
     (SMALL, "--set", "trainer.bta=1"): "trainer.bta: there is no such key (its value is 1); did you mean 'beta'?",
     (SMALL, "--set", "trainer.beta=-1"): "trainer.beta: -1 is not allowed; allowed: a number > 0",
