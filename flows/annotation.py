@@ -13,7 +13,7 @@ from flows.start import read_rounds
 from pipeline.errors import ConfigError
 from pipeline.runs import Run
 from pipeline.store import Artifact
-from pipeline.tables import read_groups, read_judgments
+from pipeline.tables import all_groups, all_judgments
 
 if TYPE_CHECKING:
     from judges.annotation.tasks import Task
@@ -51,12 +51,10 @@ def candidates_of(run: Run, number: str | None) -> "tuple[list[Group], list[Judg
         raise ConfigError(f"run {run.name!r} has no candidates of {wanted}; it has {found or 'none at all'}")
     links = run.directory / "links" / f"round-{found[-1] if number is None else int(number):03d}"
     prompts = run.store.get("prompts", run.status()["initial"]["artifacts"]["prompts"])
-    by_id = {prompt.id: prompt for prompt in read_rounds(prompts)}
-    groups = [group for table in _linked(run, links / "candidates").tables() for group in read_groups(table, by_id)]
+    groups = all_groups(_linked(run, links / "candidates").tables(), read_rounds(prompts))
     if not (links / "judgments").exists():
         return groups, None
-    tables = _linked(run, links / "judgments").tables()
-    return groups, [judgment for table in tables for judgment in read_judgments(table)]
+    return groups, all_judgments(_linked(run, links / "judgments").tables())
 
 
 def _linked(run: Run, link: Path) -> Artifact:

@@ -126,12 +126,8 @@ def train(
     from flows.tables import outcome_table, plan_table
 
     console = Console(quiet or as_json)
-    try:  # no handler of signals here: the trainer has its own, which saves the state
+    with environment.leaving():
         made = offline.plan(request, console) if dry_run else offline.train(request, console)
-    except KeyboardInterrupt:
-        environment.leave(130)
-    except SystemExit as left:
-        environment.leave(int(left.code or 1))
     if as_json:
         print_json(made)
         return

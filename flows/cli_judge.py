@@ -112,12 +112,8 @@ def train(
     from flows.tables import reward_table
 
     console = Console(quiet or as_json)
-    try:
+    with environment.leaving():
         made = reward.train(request, console)
-    except KeyboardInterrupt:
-        environment.leave(130)
-    except SystemExit as left:
-        environment.leave(int(left.code or 1))
     if as_json:
         print_json(made)
     else:

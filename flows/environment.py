@@ -83,6 +83,17 @@ def in_charge() -> Iterator[None]:
             signal.signal(number, other)
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """A training of this process, which handles signals itself and raises when it has saved its state, ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(128 + signal.SIGINT)
+    except SystemExit as left:
+        leave(int(left.code or 1))
+
+
 def leave(code: int) -> NoReturn:
     """End this process, the engine and Prefect's temporary server at once. The store is always whole."""
     for child in psutil.Process().children(recursive=True):

@@ -22,7 +22,7 @@ from pipeline.prompts import render_texts
 from pipeline.protocols import Decoding
 from pipeline.sampling import engine_name
 from pipeline.store import Artifact, Draft, Spec, digest
-from pipeline.tables import read_groups, read_judgments
+from pipeline.tables import all_groups, all_judgments
 from pipeline.types import Group, Policy, Prompt
 
 EVALUATION_ROUND = -1
@@ -78,8 +78,8 @@ def evaluate(
 def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt], frozen: Artifact) -> Answers:
     candidates = _sampled(session, policy, held_out)
     judgments = judge(session, candidates, held_out, _judge_config(session), "held-out judge", (frozen, held_out))
-    scores = [judgment.scores for table in judgments.tables() for judgment in read_judgments(table)]
-    return Answers(candidates, _groups(candidates, held_out), scores)
+    scores = [judgment.scores for judgment in all_judgments(judgments.tables())]
+    return Answers(candidates, all_groups(candidates.tables(), held_out), scores)
 
 
 def _sampled(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Artifact:
@@ -87,11 +87,6 @@ def _sampled(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Ar
         session, policy, held_out, round=EVALUATION_ROUND, n=session.config.evaluation.n,
         decoding=_decoding(session), label="answers",
     )  # fmt: skip
-
-
-def _groups(candidates: Artifact, prompts: Sequence[Prompt]) -> list[Group]:
-    by_id = {prompt.id: prompt for prompt in prompts}
-    return [group for table in candidates.tables() for group in read_groups(table, by_id)]
 
 
 def _figures(
@@ -127,11 +122,7 @@ def _probe(session: Session, probe: Probe, policy: Policy, initial: Policy) -> f
     candidates = sample(
         session, policy, prompts, round=EVALUATION_ROUND, n=probe.samples, decoding=_decoding(session), label="probe"
     )
-    groups = [
-        group
-        for table in candidates.tables()
-        for group in read_groups(table, {prompt.id: prompt for prompt in prompts})
-    ]
+    groups = all_groups(candidates.tables(), prompts)
     if isinstance(probe, ShareProbe):
         texts = [candidate.text.strip() for group in groups for candidate in group.candidates]
         return sum(re.fullmatch(probe.pattern, text) is not None for text in texts) / len(texts)

@@ -30,7 +30,7 @@ from pipeline.errors import JudgeError
 from pipeline.policy import checkpoint_digest
 from pipeline.protocols import Judge
 from pipeline.store import Artifact, Draft, Spec, file_digest
-from pipeline.tables import judgments_table, read_groups, read_judgments
+from pipeline.tables import all_groups, all_judgments, judgments_table, read_groups, read_judgments
 from pipeline.types import Group, Judgment, Prompt
 
 LEDGER = "ledger.sqlite"
@@ -73,7 +73,7 @@ def judge(
         calibrating = members if first.key == candidates.key else _members(
             session, first, first_prompts, config, label
         )  # fmt: skip
-        scales = calibrate(config, _said(calibrating), _groups(first, first_prompts))
+        scales = calibrate(config, _said(calibrating), all_groups(first.tables(), first_prompts))
         by_id = {prompt.id: prompt for prompt in prompts}
         said = {name: made.tables() for name, made in members.items()}
         for number, table in enumerate(candidates.tables()):
@@ -231,12 +231,4 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
 
 
 def _said(members: Mapping[str, Artifact]) -> dict[str, list[Judgment]]:
-    return {
-        name: [judgment for table in made.tables() for judgment in read_judgments(table)]
-        for name, made in members.items()
-    }
-
-
-def _groups(candidates: Artifact, prompts: Sequence[Prompt]) -> list[Group]:
-    by_id = {prompt.id: prompt for prompt in prompts}
-    return [group for table in candidates.tables() for group in read_groups(table, by_id)]
+    return {name: all_judgments(made.tables()) for name, made in members.items()}

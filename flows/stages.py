@@ -18,13 +18,7 @@ from pipeline.pairing import pair_groups
 from pipeline.protocols import Decoding, Progress, SampleRequest
 from pipeline.sampling import draw_seed, engine_name
 from pipeline.store import Artifact, Draft, Spec, digest, sync
-from pipeline.tables import (
-    candidates_table,
-    drops_table,
-    pairs_table,
-    read_groups,
-    read_judgments,
-)  # fmt: skip
+from pipeline.tables import all_groups, all_judgments, candidates_table, drops_table, pairs_table
 from pipeline.types import Group, Policy, Prompt
 
 T = TypeVar("T")
@@ -82,12 +76,11 @@ def pair(
     config = session.config.pairing
     inputs = {"candidates": candidates.key, "judgments": judgments.key}
     spec = Spec("pairs", 2, config.model_dump(mode="json") | {"round": round}, inputs)
-    by_id = {prompt.id: prompt for prompt in prompts}
 
     def build(draft: Draft) -> Artifact:
         with session.console.stage("pair", len(prompts)) as progress:
-            groups = [group for table in candidates.tables() for group in read_groups(table, by_id)]
-            verdicts = [judgment for table in judgments.tables() for judgment in read_judgments(table)]
+            groups = all_groups(candidates.tables(), prompts)
+            verdicts = all_judgments(judgments.tables())
             pairing = pair_groups(groups, verdicts, config, round, candidates.key, judgments.key)
             draft.commit_shard(0, pairs_table(pairing.pairs))
             pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)

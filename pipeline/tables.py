@@ -70,6 +70,12 @@ def read_groups(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Group]:
     return [Group(prompts[prompt_id], tuple(group)) for prompt_id, group in candidates.items()]
 
 
+def all_groups(tables: Iterable[pa.Table], prompts: Iterable[Prompt]) -> list[Group]:
+    """Of all shards of candidates, in their order."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return [group for table in tables for group in read_groups(table, by_id)]
+
+
 def judgments_table(judgments: Iterable[Judgment]) -> pa.Table:
     rows = [
         {
@@ -88,6 +94,11 @@ def read_judgments(table: pa.Table) -> list[Judgment]:
         Judgment(row["prompt_id"], row["judge"], tuple(row["scores"]), tuple(json.loads(row["votes"])))
         for row in table.to_pylist()
     ]
+
+
+def all_judgments(tables: Iterable[pa.Table]) -> list[Judgment]:
+    """Of all shards, in their order."""
+    return [judgment for table in tables for judgment in read_judgments(table)]
 
 
 def pairs_table(pairs: Iterable[PreferencePair]) -> pa.Table:
