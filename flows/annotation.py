@@ -9,11 +9,11 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from flows.sources import OF_RUN
-from flows.start import read_rounds
+from pipeline.candidates import all_groups
 from pipeline.errors import ConfigError
 from pipeline.runs import Run
 from pipeline.store import Artifact
-from pipeline.tables import all_groups, all_judgments
+from pipeline.tables import all_judgments
 
 if TYPE_CHECKING:
     from judges.annotation.tasks import Task
@@ -50,8 +50,7 @@ def candidates_of(run: Run, number: str | None) -> "tuple[list[Group], list[Judg
         wanted = "any round" if number is None else f"round {number}"
         raise ConfigError(f"run {run.name!r} has no candidates of {wanted}; it has {found or 'none at all'}")
     links = run.directory / "links" / f"round-{found[-1] if number is None else int(number):03d}"
-    prompts = run.store.get("prompts", run.status()["initial"]["artifacts"]["prompts"])
-    groups = all_groups(_linked(run, links / "candidates").tables(), read_rounds(prompts))
+    groups = all_groups(_linked(run, links / "candidates"))
     if not (links / "judgments").exists():
         return groups, None
     return groups, all_judgments(_linked(run, links / "judgments").tables())

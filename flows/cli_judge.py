@@ -125,7 +125,7 @@ def spent(name: Name = None, workspace: Workspace = Path("workspace"), as_json: 
     """Calls, tokens and money by judge and model: of one run, or of the whole workspace."""
     from flows.console import Console
     from flows.spending import uses_table
-    from judges.calls.ledger import opened
+    from pipeline.calls.ledger import opened
 
     if not _ledger(workspace).exists():
         raise ConfigError(f"nothing was ever asked in {workspace}: it has no ledger")

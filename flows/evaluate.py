@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from flows.judging import judge, judge_identity, judge_name
 from flows.session import Session
-from flows.stages import sample, shards
+from flows.stages import sample
+from pipeline.candidates import all_groups, asked_digest, shards
 from pipeline.config import JudgeConfig, Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
 from pipeline.prompts import render_texts
 from pipeline.protocols import Decoding
 from pipeline.sampling import engine_name
-from pipeline.store import Artifact, Draft, Spec, digest
-from pipeline.tables import all_groups, all_judgments
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.tables import all_judgments
 from pipeline.types import Group, Policy, Prompt
 
 EVALUATION_ROUND = -1
@@ -57,7 +58,7 @@ def evaluate(
         **config.model_dump(mode="json"), "judge": judge_identity(_judge_config(session)),
         "sampling": session.config.sampling.model_dump(mode="json", include={"max_tokens", "max_model_len", "dtype"}),
         "engine": engine_name(session.config.sampling), "seed": session.config.seed,
-        "prompts": digest([[prompt.id, prompt.token_ids] for prompt in held_out]),
+        "prompts": asked_digest(held_out),
     }  # fmt: skip
     inputs = {"policy": policy.digest, "opponent": opponent.digest, "initial": initial.digest}
 
@@ -77,9 +78,9 @@ def evaluate(
 
 def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt], frozen: Artifact) -> Answers:
     candidates = _sampled(session, policy, held_out)
-    judgments = judge(session, candidates, held_out, _judge_config(session), "held-out judge", (frozen, held_out))
+    judgments = judge(session, candidates, _judge_config(session), "held-out judge", frozen)
     scores = [judgment.scores for judgment in all_judgments(judgments.tables())]
-    return Answers(candidates, all_groups(candidates.tables(), held_out), scores)
+    return Answers(candidates, all_groups(candidates), scores)
 
 
 def _sampled(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Artifact:
@@ -122,7 +123,7 @@ def _probe(session: Session, probe: Probe, policy: Policy, initial: Policy) -> f
     candidates = sample(
         session, policy, prompts, round=EVALUATION_ROUND, n=probe.samples, decoding=_decoding(session), label="probe"
     )
-    groups = all_groups(candidates.tables(), prompts)
+    groups = all_groups(candidates)
     if isinstance(probe, ShareProbe):
         texts = [candidate.text.strip() for group in groups for candidate in group.candidates]
         return sum(re.fullmatch(probe.pattern, text) is not None for text in texts) / len(texts)

@@ -20,9 +20,9 @@ from pipeline.store import Artifact, Draft, Spec, file_digest
 
 if TYPE_CHECKING:
     from judges.agreement import Interval
-    from judges.calls.request import Desk
     from judges.health.figures import Health, Slice
     from judges.labels.reading import Reading
+    from pipeline.calls.request import Desk
     from pipeline.config import JudgeConfig
 
 WORST = 8

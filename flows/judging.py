@@ -14,7 +14,7 @@ from typing import Any, assert_never
 from flows.session import Session
 from judges import Desk, make_judge
 from judges.panel import calibrate, combine
-from pipeline.calls import source_digest
+from pipeline.candidates import all_groups, group_shards, groups_in
 from pipeline.config import (
     CallableJudge,
     HumanJudge,
@@ -27,11 +27,12 @@ from pipeline.config import (
     SingleJudge,
 )
 from pipeline.errors import JudgeError
+from pipeline.functions import source_digest
 from pipeline.policy import checkpoint_digest
 from pipeline.protocols import Judge
 from pipeline.store import Artifact, Draft, Spec, file_digest
-from pipeline.tables import all_groups, all_judgments, judgments_table, read_groups, read_judgments
-from pipeline.types import Group, Judgment, Prompt
+from pipeline.tables import all_judgments, judgments_table, read_judgments
+from pipeline.types import Group, Judgment
 
 LEDGER = "ledger.sqlite"
 """In the workspace: all its runs share what was ever answered."""
@@ -42,26 +43,18 @@ BATCHES_AT_ONCE = 64
 PACE = {"token_budget", "engine", "base_url", "gpu_memory_utilization"}
 """Of a reward model: how, not what."""
 
-Frozen = tuple[Artifact, Sequence[Prompt]]
-"""The first candidates that were judged, with their prompts."""
-
 
 def judge(
-    session: Session,
-    candidates: Artifact,
-    prompts: Sequence[Prompt],
-    config: JudgeConfig,
-    label: str,
-    frozen: Frozen | None = None,
+    session: Session, candidates: Artifact, config: JudgeConfig, label: str, frozen: Artifact | None = None
 ) -> Artifact:
     """A judgment a group, shard by shard as the candidates lie.
 
-    ``frozen`` is what a panel fits its scales on, the same for all of the run. None: these candidates.
+    ``frozen`` are the candidates that a panel fits its scales on, the same for all of the run. None: these.
     """
     if not isinstance(config, PanelJudge):
-        return _judge_alone(session, candidates, prompts, config, label)
-    members = _members(session, candidates, prompts, config, label)
-    first, first_prompts = frozen or (candidates, prompts)
+        return _judge_alone(session, candidates, config, label)
+    members = _members(session, candidates, config, label)
+    first = frozen or candidates
     weights = {name: member.model_dump(mode="json", exclude={"judge"}) for name, member in config.members.items()}
     spec = Spec(
         "panel", 1, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
@@ -70,51 +63,45 @@ def judge(
     )  # fmt: skip
 
     def build(draft: Draft) -> Artifact:
-        calibrating = members if first.key == candidates.key else _members(
-            session, first, first_prompts, config, label
-        )  # fmt: skip
-        scales = calibrate(config, _said(calibrating), all_groups(first.tables(), first_prompts))
-        by_id = {prompt.id: prompt for prompt in prompts}
+        calibrating = members if first.key == candidates.key else _members(session, first, config, label)
+        scales = calibrate(config, _said(calibrating), all_groups(first))
         said = {name: made.tables() for name, made in members.items()}
-        for number, table in enumerate(candidates.tables()):
+        for number, groups in enumerate(group_shards(candidates)):
             opinions = {name: read_judgments(next(tables)) for name, tables in said.items()}
-            combined = combine(config, judge_name(config), opinions, read_groups(table, by_id), scales)
+            combined = combine(config, judge_name(config), opinions, groups, scales)
             draft.commit_shard(number, judgments_table(combined))
-        return draft.finish({"calibration": scales.to_json()}, rows_in=len(prompts))
+        return draft.finish({"calibration": scales.to_json()}, rows_in=groups_in(candidates))
 
     return session.store.make(spec, build)
 
 
-def _members(
-    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: PanelJudge, label: str
-) -> dict[str, Artifact]:
+def _members(session: Session, candidates: Artifact, config: PanelJudge, label: str) -> dict[str, Artifact]:
     return {
-        name: _judge_alone(session, candidates, prompts, member.judge, f"{label}: {name}")
+        name: _judge_alone(session, candidates, member.judge, f"{label}: {name}")
         for name, member in config.members.items()
     }
 
 
-def _judge_alone(
-    session: Session, candidates: Artifact, prompts: Sequence[Prompt], config: SingleJudge, label: str
-) -> Artifact:
+def _judge_alone(session: Session, candidates: Artifact, config: SingleJudge, label: str) -> Artifact:
     spec = Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key})
-    by_id = {prompt.id: prompt for prompt in prompts}
 
     def build(draft: Draft) -> Artifact:
+        count = groups_in(candidates)
         if not isinstance(config, RulesJudge):  # a reward model wants the device, and a user's function may
             session.free_device(label)
-        todo = ((number, read_groups(table, by_id)) for number, table in enumerate(candidates.tables()))
         with (
-            session.console.stage(label, len(prompts)) as progress,
+            session.console.stage(label, count) as progress,
             closing(open_judge(config, judge_name(config), desk(session), session.config.limits.unanswered)) as made,
         ):
             done = 0
-            for number, groups, judgments in _judged(made, todo, draft, _at_once(config)):
+            for number, groups, judgments in _judged(
+                made, enumerate(group_shards(candidates)), draft, _at_once(config)
+            ):
                 if judgments is not None:
                     draft.commit_shard(number, judgments_table(judgments))
                 done += len(groups)
-                progress(done, len(prompts), "")
-        return draft.finish(rows_in=len(prompts))
+                progress(done, count, "")
+        return draft.finish(rows_in=count)
 
     return session.store.make(spec, build)
 

@@ -21,7 +21,7 @@ from flows.console import Console, round_rows
 from flows.evaluate import evaluate
 from flows.gate import decide, no_pairs
 from flows.health import check_fitness
-from flows.judging import Frozen, judge
+from flows.judging import judge
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
@@ -111,17 +111,14 @@ def begin(session: Session) -> Standing:
 def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundState, Standing]:
     """One round, from prompts to the gate's decision."""
     config, start = session.config, standing.policy
-    per_round = config.prompts.per_round
-    asked = round_slice(read_rounds(standing.prompts), number, per_round, config.seed)
+    asked = round_slice(read_rounds(standing.prompts), number, config.prompts.per_round, config.seed)
     session.freed.clear()
 
     candidates = _stage(session, "sample", stages.sample_round, start, asked, number)
     session.run.link(f"round-{number:03d}/candidates", candidates.path)  # for people, who judge while it waits
-    first = standing.first or candidates
-    standing = replace(standing, first=first)
-    frozen: Frozen = (first, round_slice(read_rounds(standing.prompts), 0, per_round, config.seed))
-    judgments = _stage(session, "judge", judge, candidates, asked, config.judge, "judge", frozen)
-    pairs = _stage(session, "pair", stages.pair, candidates, judgments, asked, number)
+    standing = replace(standing, first=standing.first or candidates)
+    judgments = _stage(session, "judge", judge, candidates, config.judge, "judge", standing.first)
+    pairs = _stage(session, "pair", stages.pair, candidates, judgments, number)
     made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
     learnable = stages.has_pairs(pairs)
     if learnable:

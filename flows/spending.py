@@ -15,11 +15,11 @@ from pipeline.types import Candidate, Group, Prompt
 
 if TYPE_CHECKING:
     from judges import Desk
-    from judges.calls.estimate import Estimate
-    from judges.calls.ledger import Use
-    from judges.calls.request import Request
     from judges.pairwise import PairwiseJudge as Pairwise
     from judges.pointwise import PointwiseJudge as Pointwise
+    from pipeline.calls.estimate import Estimate
+    from pipeline.calls.ledger import Use
+    from pipeline.calls.request import Request
 
 
 def of_check(labels: Path | None, limit: int | None) -> list[Group]:
@@ -64,8 +64,8 @@ def estimates(config: JudgeConfig, groups: Sequence[Group], paid_from: "Desk") -
 
     Sends nothing, and needs no key.
     """
-    from judges.calls.estimate import estimate
-    from judges.calls.ledger import opened
+    from pipeline.calls.estimate import estimate
+    from pipeline.calls.ledger import opened
 
     if isinstance(config, PanelJudge):
         return [each for member in config.members.values() for each in estimates(member.judge, groups, paid_from)]

@@ -8,22 +8,19 @@ Nothing here knows Prefect, and nothing is made twice: all that a stage's result
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TypeVar
 
 import pyarrow.parquet as pq
 
 from flows.session import Session
+from pipeline.candidates import all_groups, asked_digest, shards, write_asked
 from pipeline.errors import SamplingError
 from pipeline.pairing import pair_groups
 from pipeline.protocols import Decoding, Progress, SampleRequest
 from pipeline.sampling import draw_seed, engine_name
-from pipeline.store import Artifact, Draft, Spec, digest, sync
-from pipeline.tables import all_groups, all_judgments, candidates_table, drops_table, pairs_table
+from pipeline.store import Artifact, Draft, Spec, sync
+from pipeline.tables import all_judgments, candidates_table, drops_table, pairs_table
 from pipeline.types import Group, Policy, Prompt
 
-T = TypeVar("T")
-SHARD = 256
-"""Prompts, or pairs, a shard."""
 DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
 
@@ -36,12 +33,13 @@ def sample(
         "seed": session.config.seed, "round": round, "n": n, "decoding": asdict(decoding),
         "dtype": session.config.sampling.dtype, "max_model_len": session.config.sampling.max_model_len,
         "engine": engine_name(session.config.sampling),  # two engines draw differently from the same seed
-        "prompts": digest([[prompt.id, prompt.token_ids] for prompt in prompts]),
+        "prompts": asked_digest(prompts),
     }  # fmt: skip
-    spec = Spec("candidates", 2, config, {"policy": policy.digest})
+    spec = Spec("candidates", 3, config, {"policy": policy.digest})
 
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds
+        write_asked(draft, prompts)
         sampler = session.serve(policy)
         todo = {number: shard for number, shard in enumerate(shards(prompts)) if not draft.has_shard(number)}
         requests = (
@@ -69,36 +67,29 @@ def sample_round(session: Session, policy: Policy, prompts: Sequence[Prompt], ro
     return sample(session, policy, prompts, round=round, n=sampling.n, decoding=decoding, label="sample")
 
 
-def pair(
-    session: Session, candidates: Artifact, judgments: Artifact, prompts: Sequence[Prompt], round: int
-) -> Artifact:
+def pair(session: Session, candidates: Artifact, judgments: Artifact, round: int) -> Artifact:
     """Preference pairs, a group's together, and, in ``dropped.parquet``, why every other group gave none."""
     config = session.config.pairing
     inputs = {"candidates": candidates.key, "judgments": judgments.key}
-    spec = Spec("pairs", 2, config.model_dump(mode="json") | {"round": round}, inputs)
+    spec = Spec("pairs", 3, config.model_dump(mode="json", exclude={"replay"}) | {"round": round}, inputs)
 
     def build(draft: Draft) -> Artifact:
-        with session.console.stage("pair", len(prompts)) as progress:
-            groups = all_groups(candidates.tables(), prompts)
+        groups = all_groups(candidates)
+        with session.console.stage("pair", len(groups)) as progress:
             verdicts = all_judgments(judgments.tables())
             pairing = pair_groups(groups, verdicts, config, round, candidates.key, judgments.key)
             draft.commit_shard(0, pairs_table(pairing.pairs))
             pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)
             sync(draft.path / DROPPED)
             source = f" from {pairing.paired} prompts" if pairing.paired < len(pairing.pairs) else ""
-            progress(len(prompts), len(prompts), f"{len(pairing.pairs)} pairs{source}")
-        return draft.finish(rows_in=len(prompts), dropped=pairing.counts, kept=pairing.paired)
+            progress(len(groups), len(groups), f"{len(pairing.pairs)} pairs{source}")
+        return draft.finish(rows_in=len(groups), dropped=pairing.counts, kept=pairing.paired)
 
     return session.store.make(spec, build)
 
 
 def has_pairs(pairs: Artifact) -> bool:
     return bool(pairs.manifest["rows"])
-
-
-def shards(items: Sequence[T]) -> list[Sequence[T]]:
-    """``items`` in runs of ``SHARD``, in order."""
-    return [items[start : start + SHARD] for start in range(0, len(items), SHARD)]
 
 
 def _as_shards_fill(

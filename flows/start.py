@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.session import Session, Workplace
-from pipeline.calls import source_digest
 from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, PromptsConfig, ScratchPolicy
 from pipeline.errors import DataError
+from pipeline.functions import source_digest
 from pipeline.policy import PROBE, read_policy, weights_digest, write_probe
 from pipeline.prompts import load_prompts
 from pipeline.store import Artifact, Draft, Spec, sync
@@ -127,7 +127,7 @@ def prompts(session: Session, policy_artifact: Artifact) -> Artifact:
         "seed": session.config.seed,
         "content": _content(config),
     }
-    spec = Spec("prompts", 2, settings, {"policy": policy_artifact.key})
+    spec = Spec("prompts", 3, settings, {"policy": policy_artifact.key})
     return session.store.make(spec, lambda draft: _load(session, config, policy, draft))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from flows.session import Session, Workplace, release_memory
-from flows.stages import SHARD, shards
 from flows.start import read_held_out
+from pipeline.candidates import SHARD, shards
 from pipeline.config import TrainerConfig
 from pipeline.store import Artifact, Draft, Spec, digest
 from pipeline.tables import read_pairs

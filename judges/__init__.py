@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from judges.calls.request import Desk
+from pipeline.calls.request import Desk
 from pipeline.config import (
     CallableJudge,
     HumanJudge,

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
-from pipeline.calls import resolve
 from pipeline.config import CallableJudge
 from pipeline.errors import ConfigError, JudgeError
+from pipeline.functions import resolve
 from pipeline.types import Group, Judgment, Prompt
 
 OFFERED = ("answer", "messages")

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from judges.calls.request import Desk, Request
 from judges.llm.jury import Call, Jury, pooled, together
 from judges.llm.tournament import Pair, Schedule, Standings, all_pairs, knockout, most_comparisons
 from judges.llm.verdicts import Verdict
 from pipeline import config as knobs
+from pipeline.calls.request import Desk, Request
 from pipeline.types import Group, Judgment, Prompt
 
 SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"all_pairs": all_pairs, "knockout": knockout}
@@ -71,7 +71,7 @@ class PairwiseJudge:
         self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
-        from judges.calls.client import run
+        from pipeline.calls.client import run
 
         return run(together(self._judge(group) for group in groups))
 
@@ -91,7 +91,7 @@ class PairwiseJudge:
                 yield from self.jury.requests(group.prompt, {"first": b, "second": a})
 
     def close(self) -> None:
-        from judges.calls.client import run
+        from pipeline.calls.client import run
 
         run(self.jury.close())
 

@@ -13,10 +13,10 @@ Votes: one a candidate, in candidate order, with
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from judges.calls.request import Desk, Request
 from judges.llm.jury import Call, Jury, pooled, together
 from judges.llm.verdicts import Verdict
 from pipeline import config as knobs
+from pipeline.calls.request import Desk, Request
 from pipeline.types import Group, Judgment
 
 
@@ -29,7 +29,7 @@ class PointwiseJudge:
         self.jury = Jury(config, name, desk)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
-        from judges.calls.client import run
+        from pipeline.calls.client import run
 
         return run(together(self._judge(group) for group in groups))
 
@@ -40,7 +40,7 @@ class PointwiseJudge:
                 yield from self.jury.requests(group.prompt, {"candidate": text})
 
     def close(self) -> None:
-        from judges.calls.client import run
+        from pipeline.calls.client import run
 
         run(self.jury.close())
 

@@ -9,14 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.calls import resolve
-from pipeline.config import Call, CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
+from pipeline.config import Call, CallablePrompts, FilePrompts, HubPrompts, MixturePrompts, PromptsConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.functions import resolve
 from pipeline.store import digest
 from pipeline.types import Message, Prompt
 
-BAD_ROWS_ALLOWED = 0.05
-"""Share of unusable rows above which the source itself is taken to be wrong."""
 BAD_ROWS_NAMED = 3
 
 
@@ -76,9 +74,9 @@ def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> Prompt
             rows.append(row)
         except _Unusable as reason:
             bad.append(f"row {number}: {reason}")
-    kept = _deduplicate(rows, dropped) if config.deduplicate else rows
+    kept = _deduplicate(rows, dropped) if config.deduplicate != "none" else rows
     ids = _assign_ids(kept, bad)
-    _check_bad(bad, read)
+    _check_bad(bad, read, config.bad_rows)
     dropped["bad"] = len(bad)
     encoded = dict(zip((row.number for row in rows), _encode(rendered, config.template, tokenizer), strict=True))
     fitting = [row for row in kept if row.number in ids and len(encoded[row.number]) <= config.max_tokens]
@@ -162,6 +160,8 @@ def _read(config: PromptsConfig) -> Iterable[Any]:
             return _lines(path)
         case HubPrompts() as hub:
             return _hub(hub)
+        case MixturePrompts():
+            raise NotImplementedError
 
 
 def _lines(path: str) -> Iterator[bytes]:
@@ -192,8 +192,8 @@ def _parse(raw: Any, number: int, config: PromptsConfig, bos: str | None) -> _Ro
     if not isinstance(raw, Mapping):
         raise _Unusable(f"is a {type(raw).__name__}, not an object with keys")
     column, answer_column = "prompt", "answer"
-    if not isinstance(config.source, CallablePrompts):
-        column, answer_column = config.source.column, config.source.answer_column or ""
+    if not isinstance(config.source, CallablePrompts | MixturePrompts):
+        column, answer_column = config.source.columns.prompt, config.source.columns.answer or ""
         if answer_column and raw.get(answer_column) is None:
             raise _Unusable(f"has no {answer_column!r}; it has {', '.join(map(str, raw))}")
     if raw.get(column) is None:
@@ -309,12 +309,12 @@ def _assign_ids(rows: list[_Row], bad: list[str]) -> dict[int, str]:
     return ids
 
 
-def _check_bad(bad: list[str], read: int) -> None:
+def _check_bad(bad: list[str], read: int, allowed: float) -> None:
     if read == 0:
         raise DataError("prompts.source: it has no rows")
-    if len(bad) > BAD_ROWS_ALLOWED * read:
+    if len(bad) > allowed * read:
         raise DataError(
-            f"prompts.source: {len(bad)} of {read} rows are unusable; allowed: {BAD_ROWS_ALLOWED:.0%};"
+            f"prompts.source: {len(bad)} of {read} rows are unusable; allowed: {allowed:.0%};"
             f" {'; '.join(bad[:BAD_ROWS_NAMED])}"
         )
 

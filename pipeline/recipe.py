@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.calls import source_file
 from pipeline.config import Call, JudgeFile, RewardTrainerConfig, RunConfig, TrainerConfig
 from pipeline.errors import ConfigError
+from pipeline.functions import source_file
 from pipeline.validation import choices, join, show, validate
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -17,12 +17,12 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 PROMPTS = pa.schema(
     [("prompt_id", pa.string()), ("text", pa.string()), ("token_ids", IDS), ("messages", MESSAGES),
-     ("answer", pa.string())]
+     ("answer", pa.string()), ("source", pa.string())]
 )  # fmt: skip
 
 CANDIDATE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("index", pa.int32()), ("token_ids", IDS), ("text", pa.string()), ("finish_reason", pa.string()),
-    ("seed", pa.int64()), ("cumulative_logprob", pa.float64()),
+    ("seed", pa.int64()), ("cumulative_logprob", pa.float64()), ("model", pa.string()),
 ]  # fmt: skip
 CANDIDATES = pa.schema([("prompt_id", pa.string()), *CANDIDATE_FIELDS])
 
@@ -68,12 +68,6 @@ def read_groups(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Group]:
     for row in table.to_pylist():
         candidates.setdefault(row["prompt_id"], []).append(_candidate(row))
     return [Group(prompts[prompt_id], tuple(group)) for prompt_id, group in candidates.items()]
-
-
-def all_groups(tables: Iterable[pa.Table], prompts: Iterable[Prompt]) -> list[Group]:
-    """Of all shards of candidates, in their order."""
-    by_id = {prompt.id: prompt for prompt in prompts}
-    return [group for table in tables for group in read_groups(table, by_id)]
 
 
 def judgments_table(judgments: Iterable[Judgment]) -> pa.Table:
@@ -130,12 +124,15 @@ def drops_table(drops: Sequence[tuple[str, str, str]]) -> pa.Table:
 def _prompt_row(prompt: Prompt) -> dict[str, Any]:
     return {
         "prompt_id": prompt.id, "text": prompt.text, "token_ids": prompt.token_ids,
-        "messages": list(prompt.messages), "answer": prompt.answer,
+        "messages": list(prompt.messages), "answer": prompt.answer, "source": prompt.source,
     }  # fmt: skip
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(row["prompt_id"], row["text"], tuple(row["token_ids"]), tuple(row["messages"] or ()), row["answer"])
+    return Prompt(
+        row["prompt_id"], row["text"], tuple(row["token_ids"]), tuple(row["messages"] or ()), row["answer"],
+        row["source"],
+    )  # fmt: skip
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:
@@ -145,7 +142,7 @@ def _candidate_row(candidate: Candidate) -> dict[str, Any]:
 def _candidate(row: Mapping[str, Any]) -> Candidate:
     return Candidate(
         row["index"], tuple(row["token_ids"]), row["text"], row["finish_reason"], row["seed"],
-        row["cumulative_logprob"],
+        row["cumulative_logprob"], row["model"],
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class Prompt:
     """The conversation behind a chat prompt; empty for a plain one."""
     answer: str | None = None
     """Reference answer for verifiers, where the source has one."""
+    source: str = ""
+    """Name of the source it came from, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Candidate:
     index: int
     """Position in its group, 0 … n − 1."""
     token_ids: tuple[int, ...]
-    """Exactly the ids the engine produced, the end-of-sequence id included when ``finish_reason`` is stop."""
+    """Exactly the ids the engine produced, the end-of-sequence id included when ``finish_reason`` is stop. Another
+    model's text is written in the policy's ids once; where there is no policy, there are none."""
     text: str
     """``token_ids`` decoded without special tokens: for judges and people, never tokenised again."""
     finish_reason: FinishReason
@@ -48,6 +51,8 @@ class Candidate:
     """Seed of this candidate's own request."""
     cumulative_logprob: float | None = None
     """Sum of the log-probabilities (nats) under the raw sampling policy; None where not asked for."""
+    model: str = ""
+    """Who wrote it, where that was not the policy: a proposer's name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from pipeline.calls import resolve
 from pipeline.config import ScratchPolicy
 from pipeline.errors import DataError, NonFiniteError, RatchetError
+from pipeline.functions import resolve
 from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy

@@ -19,17 +19,17 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from judges.calls.request import Desk, Failure, Request
 from judges.llm import tournament, verdicts
 from judges.llm.questions import Template, subject
 from judges.llm.scales import CHOICE_TOKENS, Scale, body, form
 from judges.llm.verdicts import Verdict, read
-from pipeline.config import Endpoint, PairwiseJudge, PointwiseJudge
+from pipeline.calls.request import Desk, Failure, Request
+from pipeline.config import JudgeEndpoint, PairwiseJudge, PointwiseJudge
 from pipeline.errors import JudgeError
 from pipeline.types import Judgment, Prompt
 
 if TYPE_CHECKING:
-    from judges.calls.client import Client
+    from pipeline.calls.client import Client
 
 Result = TypeVar("Result")
 OPERATION = {
@@ -119,7 +119,7 @@ class Jury:
 
     def _client(self, juror: int) -> "Client":
         if self._clients is None:
-            from judges.calls.client import Client
+            from pipeline.calls.client import Client
 
             self._clients = [Client(endpoint, self._desk, self.name) for endpoint in self.config.endpoints]
         return self._clients[juror]
@@ -183,11 +183,11 @@ async def together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     return [result for result in results if not isinstance(result, BaseException)]
 
 
-def _reasons(config: PointwiseJudge | PairwiseJudge, endpoint: Endpoint) -> bool:
+def _reasons(config: PointwiseJudge | PairwiseJudge, endpoint: JudgeEndpoint) -> bool:
     return config.reasoning and endpoint.structured != "choice"
 
 
-def _values(config: PointwiseJudge | PairwiseJudge, scale: Scale, endpoint: Endpoint) -> dict[str, Any]:
+def _values(config: PointwiseJudge | PairwiseJudge, scale: Scale, endpoint: JudgeEndpoint) -> dict[str, Any]:
     """The template's variables that are the same for all groups."""
     reasoning = _reasons(config, endpoint)
     values = {"rubric": config.rubric, "reasoning": reasoning, "form": form(scale, endpoint.structured, reasoning)}
@@ -196,7 +196,7 @@ def _values(config: PointwiseJudge | PairwiseJudge, scale: Scale, endpoint: Endp
     return values | {"ties": config.ties}
 
 
-def _body(config: PointwiseJudge | PairwiseJudge, scale: Scale, endpoint: Endpoint) -> dict[str, Any]:
+def _body(config: PointwiseJudge | PairwiseJudge, scale: Scale, endpoint: JudgeEndpoint) -> dict[str, Any]:
     """All fields but the seed; ``extra`` has the last word."""
     limit = CHOICE_TOKENS if endpoint.structured == "choice" else config.max_tokens
     fields = {"temperature": config.temperature, "max_tokens": limit}

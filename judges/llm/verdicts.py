@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from judges.calls.request import Reply
 from judges.llm.scales import Scale, Structured
+from pipeline.calls.request import Reply
 
 VERSION = 1
 REASONS = (

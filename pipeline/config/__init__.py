@@ -5,17 +5,19 @@ Where a part comes in several kinds, ``type`` names the kind. How files become t
 """
 
 from pipeline.config.base import CONDITION, Call, Strict
+from pipeline.config.data import DataConfig
+from pipeline.config.endpoint import Endpoint
 from pipeline.config.evaluation import EvaluationConfig, KlProbe, Probe, ShareProbe
 from pipeline.config.gate import GATE_METRICS, GateConfig
 from pipeline.config.health import HEALTH_METRICS, HealthConfig
 from pipeline.config.judge import (
     CallableJudge,
     ConstraintRule,
-    Endpoint,
     FinalAnswerRule,
     HumanJudge,
     JsonSchemaRule,
     JudgeConfig,
+    JudgeEndpoint,
     JudgeFile,
     LengthRule,
     PairwiseJudge,
@@ -63,12 +65,22 @@ from pipeline.config.losses import (
     Tdpo2Loss,
     WpoLoss,
 )
-from pipeline.config.pairing import PairingConfig
+from pipeline.config.pairing import PairingConfig, ReplayConfig
 from pipeline.config.policy import PolicyConfig, PretrainedPolicy, ScratchPolicy
-from pipeline.config.prompts import CallablePrompts, FilePrompts, HubPrompts, PromptsConfig
+from pipeline.config.prompts import (
+    CallablePrompts,
+    Columns,
+    Decontamination,
+    FilePrompts,
+    HubPrompts,
+    MixtureMember,
+    MixturePrompts,
+    PromptsConfig,
+    SinglePrompts,
+)
 from pipeline.config.reward import RewardTrainerConfig
 from pipeline.config.run import LimitsConfig, RunConfig
-from pipeline.config.sampling import SamplingConfig
+from pipeline.config.sampling import LocalModel, Model, SamplingConfig, ServedModel
 from pipeline.config.trainer import GuardsConfig, LoraConfig, TrainerConfig
 
 __all__ = [
@@ -85,8 +97,11 @@ __all__ = [
     "Call",
     "CallableJudge",
     "CallablePrompts",
+    "Columns",
     "ConstraintRule",
     "CpoLoss",
+    "DataConfig",
+    "Decontamination",
     "DiscopopLoss",
     "Endpoint",
     "EvaluationConfig",
@@ -105,6 +120,7 @@ __all__ = [
     "JensenShannonLoss",
     "JsonSchemaRule",
     "JudgeConfig",
+    "JudgeEndpoint",
     "JudgeFile",
     "KlProbe",
     "KtoLoss",
@@ -113,8 +129,12 @@ __all__ = [
     "LengthRegularisedLoss",
     "LengthRule",
     "LimitsConfig",
+    "LocalModel",
     "LoraConfig",
     "LossConfig",
+    "MixtureMember",
+    "MixturePrompts",
+    "Model",
     "MultiObjectiveLoss",
     "NcaLoss",
     "NllLoss",
@@ -131,6 +151,7 @@ __all__ = [
     "Probe",
     "PromptsConfig",
     "RegexRule",
+    "ReplayConfig",
     "RewardModelJudge",
     "RewardTrainerConfig",
     "RobustLoss",
@@ -139,10 +160,12 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "ScratchPolicy",
+    "ServedModel",
     "ShareProbe",
     "SigmoidLoss",
     "SimpoLoss",
     "SingleJudge",
+    "SinglePrompts",
     "SppoLoss",
     "Strict",
     "Tdpo1Loss",

@@ -1,22 +1,60 @@
 """Which candidates become a preference pair."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Strict
+from pipeline.config.base import Fraction, Strict
+
+MarginUnit = Literal["score", "sigma"]
+
+
+class ReplayConfig(Strict):
+    """Pairs of earlier rounds, trained on again beside the round's own: against forgetting."""
+
+    share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of the pairs trained on. Drawn from all earlier rounds alike; fewer where there are not so many."""
+    offline: str | None = None
+    """Further pairs to draw from: another run (``RUN`` or ``RUN:ROUND``) of the same tokenizer."""
 
 
 class PairingConfig(Strict):
-    rule: Literal["best_worst"] = "best_worst"
-    """The pairs of a prompt whose scores differ most, the best against the worst candidate first."""
+    """Scores in, pairs out. Lengths are in tokens where the policy's own engine sampled, else in words."""
+
+    rule: Literal["best_worst", "best_mu_minus_2sigma", "best_random", "all_pairs", "threshold"] = "best_worst"
+    """Whom the best candidate is compared with: the worst; the one nearest to two standard deviations below the mean
+    of its group, for large n (arXiv 2502.16825); a random lower one. ``all_pairs`` takes random combinations of
+    different scores; ``threshold`` one at or above ``threshold`` against one below it, as verifiers give them."""
+    threshold: float = 0.5
+    """For the rule of that name."""
     pairs_per_prompt: int = Field(1, ge=1)
     """At most so many of each prompt. Whether a prompt gives a pair at all does not depend on it."""
+
     margin: float = Field(0.0, ge=0.0)
     """Pairs whose score difference is smaller are dropped; ties (difference 0) always are."""
-    margin_unit: Literal["score", "sigma"] = "score"
+    margin_unit: MarginUnit = "score"
     """``sigma`` measures the margin in standard deviations of all the round's scores."""
+    keep: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of the round's pairs to keep, those with the widest margins, after every other filter."""
     min_score_chosen: float | None = None
     """Floor on the chosen candidate's score."""
     drop_truncated: bool = False
     """Never choose a candidate that stopped at the token limit."""
+    max_similarity: Fraction | None = None
+    """Drop pairs whose texts are more alike than this: 1 − edit distance over the longer length, insertions and
+    deletions counted (Indel). Identical texts always are dropped."""
+    max_length_ratio: float | None = Field(None, ge=1.0)
+    """Drop pairs where one completion is more than so many times as long as the other."""
+
+    length_penalty: float = Field(0.0, ge=0.0)
+    """Taken off a score for every 100 tokens of the completion, after ``length_regression``."""
+    length_regression: bool = False
+    """Take the part of the score that length explains out: a line fitted on all the round's scores."""
+
+    replay: ReplayConfig = ReplayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> Self:
+        if self.rule != "threshold" and "threshold" in self.model_fields_set:
+            raise ValueError(f"threshold: {self.threshold} has no effect with rule {self.rule!r}; allowed: 'threshold'")
+        return self

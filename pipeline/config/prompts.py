@@ -1,10 +1,23 @@
 """Where prompts come from and what is done with them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Call, Strict
+from pipeline.config.base import Call, Fraction, Strict
+
+
+class Columns(Strict):
+    """Where a row has what. Dots lead into lists and objects: ``turns.0``, ``conversations.0.value``."""
+
+    prompt: str = "prompt"
+    """A string, or a list of messages with role and content (or from and value, as ShareGPT has them)."""
+    answer: str | None = None
+    """Reference answer for verifiers; a row without it is unusable where this is set."""
+    id: str | None = None
+    """Names the prompt; None takes ``id`` where rows have one, else a digest of the text."""
+    system: str | None = None
+    """A system message of the row's own."""
 
 
 class CallablePrompts(Strict):
@@ -15,13 +28,13 @@ class CallablePrompts(Strict):
 
 
 class FilePrompts(Strict):
-    """Prompts from a local JSONL file, one object a line."""
+    """Prompts from a local file: JSON lines, JSON, CSV (each also gzipped) or Parquet; read as a stream."""
 
     type: Literal["file"]
     path: str
-    column: str = "prompt"
-    """Key of the prompt: a string, or a list of ``{"role", "content"}`` messages."""
-    answer_column: str | None = None
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1)
+    """Read so many rows and no more."""
 
 
 class HubPrompts(Strict):
@@ -32,21 +45,68 @@ class HubPrompts(Strict):
     name: str | None = None
     split: str = "train"
     revision: str | None = None
-    column: str = "prompt"
-    answer_column: str | None = None
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1)
+    """Read so many rows and no more."""
+    streaming: bool = False
+    """Read rows over the network as they are needed, in place of downloading the whole data set first."""
+
+
+SinglePrompts = Annotated[CallablePrompts | FilePrompts | HubPrompts, Field(discriminator="type")]
+
+
+class MixtureMember(Strict):
+    weight: float = Field(1.0, gt=0.0)
+    """Share of each round's prompts, beside the other members' weights, as long as the member has prompts left."""
+    source: SinglePrompts
+
+
+class MixturePrompts(Strict):
+    """Prompts from several sources, by name."""
+
+    type: Literal["mixture"]
+    members: dict[str, MixtureMember] = Field(min_length=1)
+
+
+class Decontamination(Strict):
+    """Prompts that share text with an evaluation set are dropped: no round trains on what will be measured."""
+
+    against: tuple[SinglePrompts, ...] = Field(min_length=1)
+    ngram: int = Field(13, ge=1)
+    """Words in a row that must not be shared (13 as in arXiv 2005.14165, C); shorter evaluation texts match whole."""
 
 
 class PromptsConfig(Strict):
-    source: Annotated[CallablePrompts | FilePrompts | HubPrompts, Field(discriminator="type")]
+    source: Annotated[CallablePrompts | FilePrompts | HubPrompts | MixturePrompts, Field(discriminator="type")]
     template: Literal["plain", "chat"] = "plain"
     """``chat`` renders through the tokenizer's chat template with a generation prompt; ``plain`` adds a BOS alone."""
     system: str | None = None
     """System message put before every chat prompt that has none."""
+    cut_answers: bool = False
+    """Of a conversation that ends with an answer, take what comes before it; else such a row is unusable."""
     per_round: int = Field(0, ge=0)
     """Prompts a round, taken in a fixed shuffled order without overlap until all are used; 0 takes all each round."""
     held_out: int = Field(0, ge=0)
     """Prompts kept out of every round for evaluation; rows marked ``split = "held_out"`` come first."""
+    min_tokens: int = Field(1, ge=1)
+    """Shorter prompts are dropped and counted."""
     max_tokens: int = Field(1024, ge=1)
     """Longer prompts are dropped and counted."""
-    deduplicate: bool = True
-    """Drop prompts with the same text, and held-out ones from the rounds."""
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    """Drop prompts with the same text, and held-out ones from the rounds; ``near``: also those whose word 3-grams
+    overlap by ``near_threshold`` (Jaccard, estimated by MinHash, arXiv 2107.06499)."""
+    near_threshold: float = Field(0.8, gt=0.0, lt=1.0)
+    decontaminate: Decontamination | None = None
+    bad_rows: Fraction = 0.05
+    """Share of unusable rows above which the source itself is taken to be wrong."""
+
+    @model_validator(mode="after")
+    def _weights_have_an_effect(self) -> Self:
+        if isinstance(self.source, MixturePrompts) and self.per_round == 0:
+            weights = {member.weight for member in self.source.members.values()}
+            if len(weights) > 1:
+                raise ValueError(
+                    "prompts.per_round: 0 takes every prompt each round, so the members' weights have no effect;"
+                    " allowed: 1 or more, or equal weights"
+                )
+        return self

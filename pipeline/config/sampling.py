@@ -1,15 +1,52 @@
-"""How candidates are drawn, and by which engine."""
+"""How candidates are drawn, from which models, and by which engine."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Precision, Strict
+from pipeline.config.endpoint import Endpoint
+
+
+class _Drawing(Strict):
+    n: int = Field(4, ge=1, le=1024)
+    """Candidates a prompt."""
+    temperature: float = Field(1.0, gt=0.0, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(256, ge=1)
+    system: str | None = None
+    """System message for this model, where the prompt has none."""
+
+
+class ServedModel(_Drawing):
+    """A model that others serve. Its answers are text; they are paid for once, and kept in the ledger."""
+
+    type: Literal["server"]
+    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
+    """Servers of the same model; each call goes to the one with the most room."""
+
+
+class LocalModel(_Drawing):
+    """A causal language model from the Hub or a directory, sampled by this machine's engine."""
+
+    type: Literal["local"]
+    path: str
+    revision: str | None = None
+    dtype: Precision = "auto"
+
+
+Model = Annotated[ServedModel | LocalModel, Field(discriminator="type")]
 
 
 class SamplingConfig(Strict):
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """``auto`` takes vLLM where it is installed."""
+    engine: Literal["auto", "vllm", "transformers", "server"] = "auto"
+    """``auto`` takes vLLM where it is installed; ``server`` asks ``endpoints``."""
+    endpoints: tuple[Endpoint, ...] = ()
+    """Servers of the policy, for ``engine = "server"``: ``vllm serve`` with its development mode on, which takes new
+    weights from a folder both can read. Each call goes to the one with the most room."""
+    proposers: dict[str, ServedModel] = {}
+    """Further candidates for every prompt, by models that are not trained. Judged and paired like the policy's own;
+    their text is written in the policy's tokens once."""
     n: int = Field(8, ge=2, le=1024)
     """Candidates a prompt."""
     temperature: float = Field(1.0, gt=0.0, le=10.0)
@@ -30,3 +67,12 @@ class SamplingConfig(Strict):
     sync_tolerance: float | None = Field(None, gt=0.0)
     """Largest difference (nats a token) between the engine's and the trainer's probe log-probabilities after a weight
     sync. None: 1e-3 in float32, 0.25 in 16 bit."""
+
+    @model_validator(mode="after")
+    def _servers_are_named_where_they_are_asked(self) -> Self:
+        if (self.engine == "server") != bool(self.endpoints):
+            raise ValueError(
+                f"sampling.endpoints: {len(self.endpoints)} with engine {self.engine!r}; allowed: at least one with"
+                " 'server', none with another"
+            )
+        return self

@@ -34,4 +34,5 @@ def engine_name(config: SamplingConfig) -> EngineName:
     """The engine ``config`` names; ``auto`` takes vLLM where it is installed."""
     if config.engine == "auto":
         return "vllm" if find_spec("vllm") is not None else "transformers"
+    assert config.engine != "server"
     return config.engine

@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from judges.calls.accounts import Booking
-from judges.calls.claims import Grant
-from judges.calls.client import Client, run
-from judges.calls.ledger import Ledger
-from judges.calls.request import Desk, Reply, Request
+from pipeline.calls.accounts import Booking
+from pipeline.calls.claims import Grant
+from pipeline.calls.client import Client, run
+from pipeline.calls.ledger import Ledger
+from pipeline.calls.request import Desk, Reply, Request
 from pipeline.config import Endpoint
 from report import table
 
-SERVER = Path(__file__).parents[1] / "judges" / "api_server.py"
+SERVER = Path(__file__).parents[1] / "api_server.py"
 LATENCY, CAPACITY = 0.2, 256
 POSSIBLE = CAPACITY / LATENCY
 SHARE, OVERHEAD = 0.95, 1.0

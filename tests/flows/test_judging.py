@@ -12,12 +12,12 @@ from flows.judging import judge_identity
 from judges.annotation.sources import tasks_from_groups
 from judges.annotation.store import Vote, VoteStore
 from judges.annotation.tasks import compare
-from judges.calls.ledger import opened
+from pipeline.calls.ledger import opened
 from pipeline.errors import ConfigError, DataError, JudgeError, StoreError, UnfitJudgeError
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
 from pipeline.tables import read_judgments
-from tests.judges.api_server import ApiServer
+from tests.api_server import ApiServer
 from tests.judges.asked import answers
 from tests.judges.replies import RATING
 from tests.tiny_chat import chat_policy, reward_model

@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from judges.calls.request import Reply
 from judges.llm.scales import Scale, Structured, written
+from pipeline.calls.request import Reply
 
 RATING = Scale.rating(1, 9)
 COMPARISON = Scale.comparison(ties=True)

@@ -14,7 +14,7 @@ from judges.llm.verdicts import REASONS
 from judges.pairwise import PairwiseJudge
 from pipeline import config as knobs
 from pipeline.types import Judgment
-from tests.judges.api_server import ApiServer
+from tests.api_server import ApiServer
 from tests.judges.asked import JURY, answers, group, shown
 from tests.judges.replies import COMPARISON, completion, fuzzed
 
@@ -39,7 +39,7 @@ def server() -> Iterator[ApiServer]:
 
 
 def config(*servers: ApiServer, **more: Any) -> knobs.PairwiseJudge:
-    endpoint = {name: more.pop(name) for name in list(more) if name in knobs.Endpoint.model_fields}
+    endpoint = {name: more.pop(name) for name in list(more) if name in knobs.JudgeEndpoint.model_fields}
     endpoints = [JURY | {"base_url": each.base_url} | endpoint for each in servers]
     return knobs.PairwiseJudge(type="pairwise", **{"endpoints": endpoints} | more)
 

@@ -16,7 +16,7 @@ from judges.pointwise import PointwiseJudge
 from pipeline import config as knobs
 from pipeline.errors import ConfigError, JudgeError
 from pipeline.types import Judgment
-from tests.judges.api_server import ApiServer
+from tests.api_server import ApiServer
 from tests.judges.asked import JURY, answers, group, shown
 from tests.judges.replies import RATING, completion, fuzzed
 
@@ -41,7 +41,7 @@ def server() -> Iterator[ApiServer]:
 
 
 def config(*servers: ApiServer, **more: Any) -> knobs.PointwiseJudge:
-    endpoint = {name: more.pop(name) for name in list(more) if name in knobs.Endpoint.model_fields}
+    endpoint = {name: more.pop(name) for name in list(more) if name in knobs.JudgeEndpoint.model_fields}
     endpoints = [JURY | {"base_url": each.base_url} | endpoint for each in servers]
     return knobs.PointwiseJudge(type="pointwise", **{"endpoints": endpoints} | more)
 

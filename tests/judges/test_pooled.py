@@ -26,8 +26,7 @@ from pipeline.config import RewardModelJudge as RewardModelConfig
 from pipeline.errors import JudgeError
 from pipeline.types import Candidate, Group, Judgment, Prompt
 from tests.tiny_chat import EOS, TEMPLATE, encoder_reward_model, llama, reward_model, save_tokenizer
-
-from .vllm_server import serve
+from tests.vllm_server import serve
 
 HEADS = {"helpful": 1.0, "1": -0.5}
 MORE = {"num_labels": 3, "id2label": {0: "helpful", 1: "wordy", 2: "funny"}, "head_dim": 32, "pad_token_id": EOS}

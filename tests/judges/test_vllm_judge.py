@@ -15,8 +15,8 @@ from judges.pairwise import PairwiseJudge
 from judges.pointwise import PointwiseJudge
 from pipeline import config as knobs
 from tests.judges.asked import group
-from tests.judges.vllm_server import serve
 from tests.tiny_chat import BOS, EOS, TEMPLATE, llama, save_tokenizer
+from tests.vllm_server import serve
 
 GROUPS = [group(f"{word} a", f"{word} b", f"{word} c", prompt=word) for word in ("one", "two")]
 

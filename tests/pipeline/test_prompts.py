@@ -133,7 +133,7 @@ def test_chat_without_a_template_is_refused(source: Source, tokenizer: Any) -> N
 # ---------------------------------------------------------------------------------------------- sources
 def test_file_source_reads_the_columns_it_is_told(source: Source, tokenizer: Any) -> None:
     rows = [{"question": "two and two?", "solution": 4, "answer": "not this"}]
-    (prompt,) = load_prompts(source(rows, {"column": "question", "answer_column": "solution"}), tokenizer).rounds
+    (prompt,) = load_prompts(source(rows, {"columns": {"prompt": "question", "answer": "solution"}}), tokenizer).rounds
     assert (prompt.text, prompt.answer) == ("two and two?", "4")
 
 
@@ -142,8 +142,8 @@ def test_answer_is_not_read_unless_named(source: Source, tokenizer: Any) -> None
 
 
 def test_directory_of_files_gives_the_prompts_the_file_gives(source: Source, tokenizer: Any) -> None:
-    config = source([{"prompt": word, "answer": word[0]} for word in FRUIT], {"answer_column": "answer"})
-    hub = {"type": "hub", "path": str(source.file.parent), "answer_column": "answer"}
+    config = source([{"prompt": word, "answer": word[0]} for word in FRUIT], {"columns": {"answer": "answer"}})
+    hub = {"type": "hub", "path": str(source.file.parent), "columns": {"answer": "answer"}}
     by_directory = load_prompts(PromptsConfig.model_validate({"source": hub}), tokenizer)
     assert by_directory == load_prompts(config, tokenizer)
 
@@ -335,7 +335,7 @@ def test_zero_a_round_takes_all() -> None:
 
 def test_real_prompts_load_whole(shared_data: Path, chat: Any) -> None:
     path = shared_data / "prompts" / "self_instruct_user_oriented.jsonl"
-    where = {"type": "file", "path": str(path), "column": "instruction"}
+    where = {"type": "file", "path": str(path), "columns": {"prompt": "instruction"}}
     config = PromptsConfig.model_validate({"source": where, "template": "chat", "held_out": 50})
     found = load_prompts(config, chat)
     assert found.rows == len(path.read_text().splitlines())

@@ -22,7 +22,7 @@ n = 6
 [policy]
 type = "scratch"
 hidden_size = 64
-corpus = { function = "pipeline.calls:source_file", args = { who = "${who}" } }
+corpus = { function = "pipeline.functions:source_file", args = { who = "${who}" } }
 
 [prompts]
 held_out = 1
@@ -259,7 +259,7 @@ def test_a_function_that_is_there_passes(recipes: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "part"),
     [
-        ("pipeline.calls:sorce_file", "defines no 'sorce_file'"),
+        ("pipeline.functions:sorce_file", "defines no 'sorce_file'"),
         ("nowhere.at_all:make", "no module or file 'nowhere.at_all'"),
         ("nowhere/make.py:make", "no module or file 'nowhere/make.py'"),
     ],

@@ -7,7 +7,7 @@ from pydantic import Field
 from pipeline.config.base import Strict
 from pipeline.config.judge.function import CallableJudge
 from pipeline.config.judge.human import HumanJudge
-from pipeline.config.judge.llm import Endpoint, PairwiseJudge, PointwiseJudge
+from pipeline.config.judge.llm import JudgeEndpoint, PairwiseJudge, PointwiseJudge
 from pipeline.config.judge.panel import PanelJudge, PanelMember, SingleJudge
 from pipeline.config.judge.reward_model import RewardModelJudge
 from pipeline.config.judge.rules import (
@@ -35,11 +35,11 @@ class JudgeFile(Strict):
 __all__ = [
     "CallableJudge",
     "ConstraintRule",
-    "Endpoint",
     "FinalAnswerRule",
     "HumanJudge",
     "JsonSchemaRule",
     "JudgeConfig",
+    "JudgeEndpoint",
     "JudgeFile",
     "LengthRule",
     "PairwiseJudge",

@@ -1,50 +1,25 @@
 """Language models as judges, over any OpenAI-compatible endpoint."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Strict
+from pipeline.config.endpoint import Endpoint
 
 
-class Endpoint(Strict):
-    """A model at an OpenAI-compatible address, and how hard it may be asked."""
+class JudgeEndpoint(Endpoint):
+    """A language model that judges: a call given up is an abstention."""
 
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; never the key itself. Local servers need none."""
-    concurrency: int = Field(64, ge=1)
-    """Calls in flight."""
-    requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0)
-    timeout: float = Field(120.0, gt=0)
-    """Seconds a try."""
-    tries: int = Field(8, ge=1)
-    """Of one call, before it is given up and its vote abstains."""
-    price_in: float | None = Field(None, ge=0)
-    """Money per million prompt tokens; a budget needs both prices."""
-    price_out: float | None = Field(None, ge=0)
-    batch: bool = False
-    """Through the Batch API: half the price, answers within a day."""
     structured: Literal["json_schema", "choice", "none"] = "json_schema"
     """How the verdict's form is asked for: ``response_format`` (OpenAI, vLLM), vLLM's ``structured_outputs`` choices
     (no reasoning, soft labels), or by the prompt alone."""
     logprobs: bool = False
     """Ask for the verdict tokens' log-probabilities: the score becomes an expected value."""
-    extra: dict[str, Any] = {}
-    """Further fields of the request's body, as they are; they win over ours. ``max_completion_tokens``, which some
-    models take in place of ``max_tokens``, replaces it."""
-
-    @model_validator(mode="after")
-    def _both_prices_or_none(self) -> Self:
-        if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("price_in and price_out go together; give both or neither")
-        return self
 
 
 class _LlmJudge(Strict):
-    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
+    endpoints: tuple[JudgeEndpoint, ...] = Field(min_length=1)
     """One judge model, or several: a jury, whose scores are the mean of those that did not abstain."""
     quorum: int = Field(1, ge=1)
     """Fewest models of a jury that must have given a verdict; else it abstains."""

@@ -9,9 +9,9 @@ from judges import Desk
 from judges.health.check import check, verdicts
 from judges.labels.reading import LabelledPair
 from judges.pairwise import PairwiseJudge as LlmPairwise
-from pipeline.config import Endpoint, PairwiseJudge
+from pipeline.config import JudgeEndpoint, PairwiseJudge
 from pipeline.protocols import Judge
-from tests.judges.api_server import ApiServer, Body
+from tests.api_server import ApiServer, Body
 
 PAIRS = [LabelledPair(str(i), f"question {i}", f"good {i}", f"bad {i}", "a") for i in range(10)]
 
@@ -28,7 +28,7 @@ def pairwise(tmp_path: Path) -> Iterator[Callable[[ApiServer], Judge]]:
     made: list[LlmPairwise] = []
 
     def make(server: ApiServer) -> Judge:
-        endpoint = Endpoint(model="m", base_url=server.base_url, structured="none", tries=1)
+        endpoint = JudgeEndpoint(model="m", base_url=server.base_url, structured="none", tries=1)
         config = PairwiseJudge(type="pairwise", endpoints=(endpoint,))
         made.append(LlmPairwise(config, "pairwise", Desk(str(tmp_path / "ledger.sqlite"), "test")))
         return made[-1]

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from judges.calls.accounts import Booking, open_account
-from judges.calls.claims import Grant, claim, lives
-from judges.calls.database import Database, note, store
+from pipeline.calls.accounts import Booking, open_account
+from pipeline.calls.claims import Grant, claim, lives
+from pipeline.calls.database import Database, note, store
 
 
 @dataclass(frozen=True, slots=True)

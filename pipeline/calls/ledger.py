@@ -5,9 +5,9 @@ answered is never paid for again, by any run, and reading it differently is free
 row in ``attempts``, for the audit.
 
 Invariants, which hold whatever is killed when:
-  * every step is one transaction, and an account's money is the sum of its rows (``judges/calls/database.py``);
+  * every step is one transaction, and an account's money is the sum of its rows (``pipeline/calls/database.py``);
   * spent + unsettled + reserved passes no budget it was claimed under, as long as no call costs more than its claim;
-  * of several processes that want one key, one sends it and the others wait (``judges/calls/claims.py``).
+  * of several processes that want one key, one sends it and the others wait (``pipeline/calls/claims.py``).
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from judges.calls import accounts, claims
-from judges.calls.accounts import Balance, Booking, Use
-from judges.calls.claims import Grant
-from judges.calls.database import Database, note, store
-from judges.calls.open_batches import OpenBatches
+from pipeline.calls import accounts, claims
+from pipeline.calls.accounts import Balance, Booking, Use
+from pipeline.calls.claims import Grant
+from pipeline.calls.database import Database, note, store
+from pipeline.calls.open_batches import OpenBatches
 from pipeline.errors import JudgeError
 
 __all__ = ["Balance", "Booking", "Grant", "Ledger", "Use", "opened"]
 
 if TYPE_CHECKING:
-    from judges.calls.request import Failure, Reply
+    from pipeline.calls.request import Failure, Reply
 
 Result = TypeVar("Result")
 BURIALS, SIGNS = 1.0, 30.0

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from judges.calls.accounts import Booking
+from pipeline.calls.accounts import Booking
 from pipeline.errors import JudgeError
 
 FORMAT = 1

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from judges.calls.accounts import BILLIONTHS
-from judges.calls.request import Request
+from pipeline.calls.accounts import BILLIONTHS
+from pipeline.calls.request import Request
 from pipeline.config import Endpoint
 
 BATCH_DISCOUNT = 0.5

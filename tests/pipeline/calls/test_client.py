@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from judges.calls.client import Client, run
-from judges.calls.ledger import opened
-from judges.calls.limits import Waits
-from judges.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.client import Client, run
+from pipeline.calls.ledger import opened
+from pipeline.calls.limits import Waits
+from pipeline.calls.request import Desk, Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
-from tests.judges.api_server import ApiServer, completion
+from tests.api_server import ApiServer, completion
 
 QUICK = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02)
 Make = Callable[..., Client]
@@ -316,7 +316,7 @@ def test_a_key_the_server_repeats_is_in_no_error_and_not_in_the_ledger(
 ) -> None:
     monkeypatch.setenv("HOME_KEY", "sk-very-secret")
     monkeypatch.setitem(
-        __import__("tests.judges.api_server", fromlist=["REFUSED"]).REFUSED, "unauthorised",
+        __import__("tests.api_server", fromlist=["REFUSED"]).REFUSED, "unauthorised",
         (401, "invalid_api_key", "Incorrect API key provided: sk-very-secret"),
     )  # fmt: skip
     caplog.set_level("DEBUG")

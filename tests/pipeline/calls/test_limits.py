@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.calls.limits import LONGEST_PAUSE, Bucket, Lane, back_off, lane, retry_after
+from pipeline.calls.limits import LONGEST_PAUSE, Bucket, Lane, back_off, lane, retry_after
 from pipeline.config import Endpoint
 
 RATES = st.floats(0.1, 100.0)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from judges.calls import limits
-from judges.calls.accounts import Booking
-from judges.calls.claims import Grant
-from judges.calls.connection import secret
-from judges.calls.estimate import price
-from judges.calls.ledger import Ledger
-from judges.calls.open_batches import BatchOutcome, OpenBatch
-from judges.calls.outcomes import QUOTA, Outcome, of_body, of_status, showable
-from judges.calls.request import Failure, Reply
+from pipeline.calls import limits
+from pipeline.calls.accounts import Booking
+from pipeline.calls.claims import Grant
+from pipeline.calls.connection import secret
+from pipeline.calls.estimate import price
+from pipeline.calls.ledger import Ledger
+from pipeline.calls.open_batches import BatchOutcome, OpenBatch
+from pipeline.calls.outcomes import QUOTA, Outcome, of_body, of_status, showable
+from pipeline.calls.request import Failure, Reply
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 

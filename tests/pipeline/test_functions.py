@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.calls import resolve, source_digest, source_file
 from pipeline.config import Call
 from pipeline.errors import ConfigError
+from pipeline.functions import resolve, source_digest, source_file
 
 SOURCE = """
 from dataclasses import dataclass

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from judges.calls.ledger import Ledger
-from judges.calls.request import Request
-from tests.judges.api_server import REFUSED, ApiServer, Call, completion
+from pipeline.calls.ledger import Ledger
+from pipeline.calls.request import Request
+from tests.api_server import REFUSED, ApiServer, Call, completion
 from tests.judges.asked import answers
 from tests.judges.replies import RATING
 

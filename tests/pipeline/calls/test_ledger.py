@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from judges.calls.accounts import Balance, Booking
-from judges.calls.claims import Grant
-from judges.calls.ledger import Ledger, opened
-from judges.calls.open_batches import BatchOutcome
+from pipeline.calls.accounts import Balance, Booking
+from pipeline.calls.claims import Grant
+from pipeline.calls.ledger import Ledger, opened
+from pipeline.calls.open_batches import BatchOutcome
 from pipeline.errors import JudgeError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -162,8 +162,8 @@ def test_uses_count_calls_tokens_money_and_failures_by_reason(file: Path) -> Non
 CLAIM = """
 import sys, time
 from pathlib import Path
-from judges.calls.accounts import Booking
-from judges.calls.ledger import Ledger
+from pipeline.calls.accounts import Booking
+from pipeline.calls.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]))
 print(ledger.claim(sys.argv[2], Booking("run", "judge", "model"), 30, 100).value, flush=True)
 time.sleep(60)
@@ -209,8 +209,8 @@ def test_another_process_with_the_same_number_is_not_the_owner(file: Path) -> No
 
 
 def test_a_process_of_another_host_is_dead_when_it_has_been_silent(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("judges.calls.ledger.SIGNS", 0.0)
-    monkeypatch.setattr("judges.calls.ledger.BURIALS", 0.0)
+    monkeypatch.setattr("pipeline.calls.ledger.SIGNS", 0.0)
+    monkeypatch.setattr("pipeline.calls.ledger.BURIALS", 0.0)
     far = Ledger(file)
     far.claim(key(1), WHO, 5, None)
     with sqlite3.connect(file) as database:
@@ -225,9 +225,9 @@ def test_a_process_of_another_host_is_dead_when_it_has_been_silent(file: Path, m
 RACE = """
 import sys
 from pathlib import Path
-from judges.calls.accounts import Booking
-from judges.calls.claims import Grant
-from judges.calls.ledger import Ledger
+from pipeline.calls.accounts import Booking
+from pipeline.calls.claims import Grant
+from pipeline.calls.ledger import Ledger
 ledger, who, mine = Ledger(Path(sys.argv[1])), Booking("run", "judge", "model"), 0
 for number in range(200):
     name = f"{number:064x}"
@@ -292,7 +292,7 @@ def test_one_process_has_one_ledger_a_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_log_is_moved_into_the_file_as_it_grows(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("judges.calls.database.CHECKPOINT_AFTER", 20)
+    monkeypatch.setattr("pipeline.calls.database.CHECKPOINT_AFTER", 20)
     ledger = Ledger(file)
     until = time.monotonic() + 30.0
     for number in itertools.count():

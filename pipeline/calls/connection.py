@@ -19,8 +19,8 @@ import openai
 import yarl
 from multidict import CIMultiDict
 
-from judges.calls.limits import Lane, retry_after
-from judges.calls.outcomes import CROWDED
+from pipeline.calls.limits import Lane, retry_after
+from pipeline.calls.outcomes import CROWDED
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 

@@ -13,18 +13,18 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from judges.calls import limits
-from judges.calls.accounts import BILLIONTHS, Booking
-from judges.calls.claims import Grant
-from judges.calls.estimate import price, size
-from judges.calls.ledger import opened
-from judges.calls.outcomes import Outcome, of_body, of_status, showable
-from judges.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls import limits
+from pipeline.calls.accounts import BILLIONTHS, Booking
+from pipeline.calls.claims import Grant
+from pipeline.calls.estimate import price, size
+from pipeline.calls.ledger import opened
+from pipeline.calls.outcomes import Outcome, of_body, of_status, showable
+from pipeline.calls.request import Desk, Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 
 if TYPE_CHECKING:
-    from judges.calls.batch_api import Batches
+    from pipeline.calls.batch_api import Batches
 
 log = logging.getLogger("ratchet.judges")
 
@@ -44,7 +44,7 @@ class Client:
     """
 
     def __init__(self, endpoint: Endpoint, desk: Desk, judge: str = "", waits: limits.Waits | None = None) -> None:
-        from judges.calls.connection import connect, secret
+        from pipeline.calls.connection import connect, secret
 
         if desk.budget is not None and endpoint.price_in is None:
             raise JudgeError(
@@ -140,7 +140,7 @@ class Client:
 
     def _by_batch(self) -> "Batches":
         if self._batches is None:
-            from judges.calls.batch_api import Batches
+            from pipeline.calls.batch_api import Batches
 
             self._batches = Batches(self._endpoint, self._ledger, self._booking, self._budget, self._waits)
         return self._batches

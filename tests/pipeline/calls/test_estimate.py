@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from judges.calls.estimate import TURN_TOKENS, estimate, price, size
-from judges.calls.request import Request
+from pipeline.calls.estimate import TURN_TOKENS, estimate, price, size
+from pipeline.calls.request import Request
 from pipeline.config import Endpoint
 
 PRICED = Endpoint(model="m", price_in=2.5, price_out=10.0)

@@ -12,7 +12,7 @@ from enum import Enum
 
 import psutil
 
-from judges.calls.accounts import Booking, money
+from pipeline.calls.accounts import Booking, money
 
 SILENCE = 15 * 60.0
 """Seconds. Processes of another host, or container, cannot be looked at: one that has not shown itself for so long is

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from judges.calls.batch_api import MOST_LINES, Wanted, _parts, of_line
-from judges.calls.client import Client, run
-from judges.calls.ledger import opened
-from judges.calls.limits import Waits
-from judges.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.batch_api import MOST_LINES, Wanted, _parts, of_line
+from pipeline.calls.client import Client, run
+from pipeline.calls.ledger import opened
+from pipeline.calls.limits import Waits
+from pipeline.calls.request import Desk, Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
-from tests.judges.api_server import ApiServer
+from tests.api_server import ApiServer
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02, gather=0.05, poll=0.02)
@@ -129,9 +129,9 @@ def test_batches_stay_within_the_budget_and_use_what_comes_back(client: Make, fi
 
 RUN = """
 import asyncio, sys
-from judges.calls.client import Client, run
-from judges.calls.limits import Waits
-from judges.calls.request import Desk, Request
+from pipeline.calls.client import Client, run
+from pipeline.calls.limits import Waits
+from pipeline.calls.request import Desk, Request
 from pipeline.config import Endpoint
 file, url, pause = sys.argv[1:]
 waits = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02, gather=0.05, poll=0.02)
