@@ -1,52 +1,30 @@
 """The evaluation of a policy on held-out prompts: win rates, scores, KL, lengths and probes.
 
-Samples are drawn at temperature 1 from the plain policy, which the KL estimate needs; with the same seeds every round,
-so that two policies differ by what they learnt rather than by luck. Samples, judgments and log-probabilities are
-artifacts of their own: the opponents' are there already from earlier rounds.
+Every policy answers with the same seeds every round, so that two policies differ by what they learnt rather than by
+luck. Samples, judgments and log-probabilities are artifacts of their own: the opponents' are there already from earlier
+rounds.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from flows.judging import judge, judge_identity, judge_name
+from flows.answers import EVALUATION_ROUND, Answers, answers, decoding, held_out_judge, scored
+from flows.judging import compares, judge_identity, judge_name
 from flows.session import Session
 from flows.stages import sample
 from pipeline.candidates import all_groups, asked_digest, shards
-from pipeline.config import JudgeConfig, Probe, ShareProbe
+from pipeline.config import Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
 from pipeline.prompts import render_texts
-from pipeline.protocols import Decoding
 from pipeline.sampling import engine_name
 from pipeline.store import Artifact, Draft, Spec
-from pipeline.tables import all_judgments
 from pipeline.types import Group, Policy, Prompt
 
-EVALUATION_ROUND = -1
-"""Stands for the round in evaluation seeds, so that every policy answers with the same draws."""
 LOGPS = pa.schema([("logprob", pa.float64())])
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What one policy said to the held-out prompts, and what the held-out judge thought of it."""
-
-    candidates: Artifact
-    groups: list[Group]
-    scores: list[tuple[float | None, ...]]
-    """[prompts][samples]"""
-
-    def lengths(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Tokens a sample, [samples]."""
-        return np.array([len(candidate.token_ids) for group in self.groups for candidate in group.candidates], float)
-
-    def truncated(self) -> float:
-        reasons = [candidate.finish_reason for group in self.groups for candidate in group.candidates]
-        return reasons.count("length") / len(reasons)
 
 
 def evaluate(
@@ -55,7 +33,7 @@ def evaluate(
     """``policy`` against ``opponent`` (the round's start) and ``initial``; the figures are the artifact's info."""
     config = session.config.evaluation
     settings = {
-        **config.model_dump(mode="json"), "judge": judge_identity(_judge_config(session)),
+        **config.model_dump(mode="json"), "judge": judge_identity(held_out_judge(session)),
         "sampling": session.config.sampling.model_dump(mode="json", include={"max_tokens", "max_model_len", "dtype"}),
         "engine": engine_name(session.config.sampling), "seed": session.config.seed,
         "prompts": asked_digest(held_out),
@@ -65,41 +43,29 @@ def evaluate(
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds
         with session.console.stage("evaluate") as progress:
-            frozen = _sampled(session, initial, held_out)  # what a panel's scales are fitted on, for all rounds
-            new, old, first = (_answers(session, each, held_out, frozen) for each in (policy, opponent, initial))
+            new, old, first = (answers(session, each, held_out) for each in (policy, opponent, initial))
             probes = {name: _probe(session, probe, policy, initial) for name, probe in config.probes.items()}
             figures = _figures(session, policy, initial, new, old, first) | {"probes": probes}
             progress(len(held_out), len(held_out), "")
         aside = {"engine_seconds": session.engine_seconds - already, "answers": new.candidates.key}
         return draft.finish(figures | aside)
 
-    return session.store.make(Spec("evaluation", 3, settings, inputs), build)
-
-
-def _answers(session: Session, policy: Policy, held_out: Sequence[Prompt], frozen: Artifact) -> Answers:
-    candidates = _sampled(session, policy, held_out)
-    judgments = judge(session, candidates, _judge_config(session), "held-out judge", frozen)
-    scores = [judgment.scores for judgment in all_judgments(judgments.tables())]
-    return Answers(candidates, all_groups(candidates), scores)
-
-
-def _sampled(session: Session, policy: Policy, held_out: Sequence[Prompt]) -> Artifact:
-    return sample(
-        session, policy, held_out, round=EVALUATION_ROUND, n=session.config.evaluation.n,
-        decoding=_decoding(session), label="answers",
-    )  # fmt: skip
+    return session.store.make(Spec("evaluation", 4, settings, inputs), build)
 
 
 def _figures(
     session: Session, policy: Policy, initial: Policy, new: Answers, old: Answers, first: Answers
 ) -> dict[str, Any]:
     resamples = session.config.evaluation.bootstrap
-    known = [np.mean(scores) for group in new.scores if (scores := [score for score in group if score is not None])]
+    from_start = scored(session, new, old, frozen=first)
+    from_initial = scored(session, new, first, frozen=first)
+    relative = compares(held_out_judge(session))
+    known = [np.mean(scores) for group in from_start[0] if (scores := [score for score in group if score is not None])]
     return {
-        **_interval("win_rate", win_rate(new.scores, old.scores, resamples)),
-        **_interval("win_rate_vs_initial", win_rate(new.scores, first.scores, resamples)),
-        "score_mean": float(np.mean(known)) if known else None,
-        **_interval("score_delta", mean_delta(new.scores, first.scores, resamples)),
+        **_interval("win_rate", win_rate(*from_start, resamples)),
+        **_interval("win_rate_vs_initial", win_rate(*from_initial, resamples)),
+        "score_mean": float(np.mean(known)) if known and not relative else None,
+        **_interval("score_delta", mean_delta(*from_initial, resamples)),
         "kl": _kl(session, new.candidates, new.groups, policy, initial),
         "length": float(new.lengths().mean()),
         "length_ratio": float(new.lengths().mean() / first.lengths().mean()),
@@ -107,7 +73,7 @@ def _figures(
         "distinct": len({c.text for g in new.groups for c in g.candidates}) / len(new.lengths()),
         "prompts": len(new.groups),
         "samples": len(new.lengths()),
-        "judge": judge_name(_judge_config(session)),
+        "judge": judge_name(held_out_judge(session)),
         "judge_labelled": session.config.evaluation.judge in (None, session.config.judge),
     }
 
@@ -121,7 +87,7 @@ def _probe(session: Session, probe: Probe, policy: Policy, initial: Policy) -> f
     config = session.config.prompts
     prompts = render_texts(probe.prompts, config, session.tokenizer(initial))
     candidates = sample(
-        session, policy, prompts, round=EVALUATION_ROUND, n=probe.samples, decoding=_decoding(session), label="probe"
+        session, policy, prompts, round=EVALUATION_ROUND, n=probe.samples, decoding=decoding(session), label="probe"
     )
     groups = all_groups(candidates)
     if isinstance(probe, ShareProbe):
@@ -160,11 +126,3 @@ def _logprobs(session: Session, candidates: Artifact, groups: Sequence[Group], p
 
     found: list[float] = session.store.make(spec, build).table().column("logprob").to_pylist()
     return found
-
-
-def _judge_config(session: Session) -> JudgeConfig:
-    return session.config.evaluation.judge or session.config.judge
-
-
-def _decoding(session: Session) -> Decoding:
-    return Decoding(max_tokens=session.config.sampling.max_tokens, temperature=1.0, logprobs=False)

@@ -161,6 +161,13 @@ def _judged(
         pool.shutdown(cancel_futures=True)
 
 
+def compares(config: JudgeConfig) -> bool:
+    """Whether its scores hold within a group only, so that answers of two policies must be shown together."""
+    if isinstance(config, PanelJudge):
+        return any(member.weight and compares(member.judge) for member in config.members.values())
+    return isinstance(config, PairwiseJudge | HumanJudge)
+
+
 def _at_once(config: SingleJudge) -> int:
     if not isinstance(config, PointwiseJudge | PairwiseJudge):
         return 1

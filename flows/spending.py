@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.table import Table
 
+from flows.judging import compares
 from pipeline.config import JudgeConfig, PairwiseJudge, PanelJudge, PointwiseJudge, RunConfig
 from pipeline.prompts import peek
 from pipeline.types import Candidate, Group, Prompt
@@ -45,9 +46,13 @@ def of_run(config: RunConfig, rounds: int) -> tuple[list[Group], list[Group]]:
         for number in range(rounds)
         for prompt in prompts
     ]
+    # Who compares sees the initial policy's answers alone, then two policies' together: against the round's start and
+    # against the initial policy, which in round 0 are one. Who does not sees each policy's once.
+    relative = compares(config.evaluation.judge or config.judge)
+    sizes = [1, *([2] if rounds else []), *([2, 2] * (rounds - 1))] if relative else [1] * (rounds + 1)
     evaluated = [
-        _stand_in(replace(prompt, id=f"{number} {prompt.id}"), config.evaluation.n, config.sampling.max_tokens)
-        for number in range(rounds + 1)  # the initial policy too
+        _stand_in(replace(prompt, id=f"{number} {prompt.id}"), size * config.evaluation.n, config.sampling.max_tokens)
+        for number, size in enumerate(sizes)
         for prompt in held_out
     ]
     return labelled, evaluated

@@ -7,6 +7,7 @@ holds the prompts of shard i, in the same order. Both are read a shard at a time
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import pyarrow as pa
@@ -77,3 +78,10 @@ def groups_in(candidates: Artifact) -> int:
     """How many groups there are, without reading them."""
     with pq.ParquetFile(candidates.path / ASKED) as file:
         return int(file.metadata.num_rows)
+
+
+def joined(one: Group, other: Group) -> Group:
+    """The candidates of two groups of one prompt as one group's; the other's indices go on."""
+    assert one.prompt.id == other.prompt.id, "groups of two prompts are two groups"
+    more = (replace(each, index=len(one.candidates) + each.index) for each in other.candidates)
+    return Group(one.prompt, (*one.candidates, *more))

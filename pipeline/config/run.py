@@ -8,15 +8,12 @@ from pipeline.config.base import CONDITION, Fraction, Strict
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.gate import GATE_METRICS, GateConfig
 from pipeline.config.health import HealthConfig
-from pipeline.config.judge import JudgeConfig, PanelJudge
+from pipeline.config.judge import HumanJudge, JudgeConfig, PanelJudge
 from pipeline.config.pairing import PairingConfig
 from pipeline.config.policy import PolicyConfig
 from pipeline.config.prompts import PromptsConfig
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.trainer import TrainerConfig
-
-RELATIVE = ("pairwise", "human")
-"""Judges whose scores hold within a group only."""
 
 
 class LimitsConfig(Strict):
@@ -69,16 +66,13 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _evaluation_scores_mean_the_same_for_every_policy(self) -> Self:
+    def _nobody_waits_for_people_to_evaluate(self) -> Self:
         judge = self.evaluation.judge or self.judge
-        relative: list[str] = [judge.type] if judge.type in RELATIVE else []
-        if isinstance(judge, PanelJudge):
-            relative = [f"{name}: {member.judge.type}" for name, member in judge.members.items()
-                        if member.weight and member.judge.type in RELATIVE]  # fmt: skip
-        if relative:
+        members = judge.members.values() if isinstance(judge, PanelJudge) else ()
+        if isinstance(judge, HumanJudge) or any(isinstance(member.judge, HumanJudge) for member in members):
             raise ValueError(
-                f"evaluation.judge: {relative[0]!r} compares answers of one policy with each other, so its scores"
-                " cannot tell two policies apart; allowed: rules, callable, reward_model, pointwise, a panel of these"
+                "evaluation.judge: 'human' votes on a round's candidates, not on answers to held-out prompts; allowed:"
+                " rules, callable, reward_model, pointwise, pairwise, a panel of these"
             )
         return self
 

@@ -310,8 +310,8 @@ def test_a_reward_models_identity_has_its_template_and_where_others_serve_it(tmp
 
 @pytest.mark.parametrize("kind", [{"type": "human", "votes": "v"}, {"type": "panel", "members": {"x": {"judge": {
     "type": "human", "votes": "v"}}}}], ids=["human", "panel"])  # fmt: skip
-def test_a_judge_within_groups_cannot_evaluate(kind: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="cannot tell two policies apart"):
+def test_people_cannot_evaluate(kind: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'human' votes on a round's candidates"):
         load_recipe(str(RECIPE), RECIPE.parent, [judge(**kind)])
 
 
