@@ -1,4 +1,4 @@
-"""Asks one endpoint, through the ledger: nothing that was answered is sent again, and no budget is passed."""
+"""Asks one model, through the ledger: nothing that was answered is sent again, and no budget is passed."""
 
 import asyncio
 import atexit
@@ -8,18 +8,19 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.calls import limits
-from pipeline.calls.accounts import BILLIONTHS, Booking
+from pipeline.calls.accounts import BILLIONTHS
 from pipeline.calls.claims import Grant
 from pipeline.calls.estimate import price, size
 from pipeline.calls.ledger import opened
 from pipeline.calls.outcomes import Outcome, of_body, of_status, showable
 from pipeline.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.ways import LOST, Server, roomiest
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 
@@ -34,33 +35,39 @@ AHEAD = 1.5
 
 
 class Client:
-    """All of a judge's calls to one endpoint. Made for :func:`run`'s event loop and no other.
+    """All of a judge's calls to one model. Made for :func:`run`'s event loop and no other.
 
     A request's body is sent as it is: the endpoint's ``extra`` fields are the judge's to put there, because they
-    belong to the key.
+    belong to the key. ``others`` are further servers of the same model, under whatever name they have it: requests
+    name the first, each try goes to the server with the most room, and one that is down loses its share to the others.
 
     Raises:
-        JudgeError: a key is needed and missing; a budget is set and the endpoint has no prices.
+        JudgeError: a key is needed and missing; a budget is set and an endpoint has no prices.
     """
 
-    def __init__(self, endpoint: Endpoint, desk: Desk, judge: str = "", waits: limits.Waits | None = None) -> None:
-        from pipeline.calls.connection import connect, secret
-
-        if desk.budget is not None and endpoint.price_in is None:
-            raise JudgeError(
-                f"budget {desk.budget:g}: {endpoint.model} at {endpoint.base_url} has no prices; set price_in and"
-                " price_out (0 where it costs nothing)"
-            )
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        desk: Desk,
+        judge: str = "",
+        waits: limits.Waits | None = None,
+        others: Sequence[Endpoint] = (),
+    ) -> None:
+        endpoints = (endpoint, *others)
+        for each in endpoints:
+            if desk.budget is not None and each.price_in is None:
+                raise JudgeError(
+                    f"budget {desk.budget:g}: {each.model} at {each.base_url} has no prices; set price_in and"
+                    " price_out (0 where it costs nothing)"
+                )
+        assert not (others and any(each.batch for each in endpoints)), "a batch lies on one server"
         self._endpoint, self._desk, self._waits = endpoint, desk, waits or limits.Waits()
-        self._secret = secret(endpoint)
-        self._path = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._servers = [Server(each, desk.account, judge, self._waits) for each in endpoints]
+        self._tries = max(each.tries for each in endpoints)
         self._ledger = opened(desk.ledger)
-        self._lane = limits.lane(endpoint)
-        self._api = connect(endpoint, self._lane)
-        self._ahead = asyncio.Semaphore(math.ceil(AHEAD * endpoint.concurrency))
-        self._booking = Booking(desk.account, judge, endpoint.model)
+        self._ahead = asyncio.Semaphore(math.ceil(AHEAD * sum(each.concurrency for each in endpoints)))
+        self._booking = self._servers[0].booking
         self._budget = None if desk.budget is None else round(desk.budget * BILLIONTHS)
-        self._fatal: JudgeError | None = None
         self._told = False
         self._batches: Batches | None = None
         _open.add(self)
@@ -70,7 +77,8 @@ class Client:
 
         Raises:
             JudgeError: no call can work any more: the key or the model is refused, the quota is gone, the endpoint
-                was never there, or the budget is reached. What was answered is in the ledger.
+                was never there (of several: each of them), or the budget is reached. What was answered is in the
+                ledger.
         """
         key = request.key
         while (stored := self._ledger.answer(key)) is None:
@@ -88,7 +96,8 @@ class Client:
         _open.discard(self)
         if self._batches is not None:
             await self._batches.close()
-        await self._api.close()
+        for server in self._servers:
+            await server.api.close()
 
     async def _lead(self, key: str, request: Request) -> Reply | Failure:
         """Ask, while others of this process that want the same wait for us."""
@@ -102,36 +111,64 @@ class Client:
             asking.set_result(outcome)
 
     async def _try(self, key: str, request: Request) -> Reply | Failure:
-        """Up to ``tries`` calls. Waiting for others is no try."""
+        """Up to ``tries`` calls. Waiting for others is no try, nor is knocking at one door where another is open."""
         extent = size(request)
         if extent.most_reply is None and self._budget is not None:
             raise JudgeError(
                 f"a budget needs a limit on each reply; {self._endpoint.model} is asked without max_tokens"
             )
-        most = price(self._endpoint, extent.most_prompt, extent.most_reply or 0)
+        most = max(price(each.endpoint, extent.most_prompt, extent.most_reply or 0) for each in self._servers)
         tokens = extent.prompt + (extent.most_reply or 0)
-        content = json.dumps({"model": request.model, "messages": request.messages, **request.body}).encode()
+        content = self._written(request)
         if self._endpoint.batch:
-            return await self._by_batch().ask(key, content, most)
+            return await self._by_batch().ask(key, content[self._endpoint.model], most)
         tries = 0
         while True:
             async with self._ahead:
-                if self._fatal is not None:
-                    raise self._fatal
-                grant = await self._ledger.claim_soon(key, self._booking, most, self._budget)
-                outcome = await self._send(key, content, tokens, most) if grant is Grant.YOURS else None
+                server = self._next()
+                server.taken += 1
+                try:
+                    grant = await self._ledger.claim_soon(key, server.booking, most, self._budget)
+                    sent = content[server.endpoint.model]
+                    outcome = await self._send(server, key, sent, tokens, most) if grant is Grant.YOURS else None
+                finally:
+                    server.taken -= 1
             if grant is Grant.ELSEWHERE and self._in_an_orphaned_batch(key):
-                return await self._by_batch().ask(key, content, most)
+                return await self._by_batch().ask(key, content[self._endpoint.model], most)
             if outcome is None:
                 if (stored := await self._elsewhere(grant, key, most)) is not None:
                     return Reply(key, json.loads(stored))
                 continue
             if outcome.raw is not None:
                 return Reply(key, outcome.raw)
-            tries += 1
-            if not outcome.again or tries >= self._endpoint.tries:
+            others = self._others_stand(server, outcome)
+            tries += not (others and (outcome.fatal or outcome.reason == "no_connection"))
+            if not outcome.again or tries >= self._tries:
                 return self._given_up(key, outcome)
-            await asyncio.sleep(limits.back_off(tries, self._waits.back_off, self._waits.longest_back_off))
+            if not others:
+                await asyncio.sleep(limits.back_off(tries, self._waits.back_off, self._waits.longest_back_off))
+
+    def _written(self, request: Request) -> Mapping[str, bytes]:
+        """The request's bytes, by the name that servers have for the model."""
+        names = {each.endpoint.model for each in self._servers}
+        rest = {"messages": request.messages, **request.body}
+        return {name: json.dumps({"model": name, **rest}).encode() for name in names}
+
+    def _next(self) -> Server:
+        """Where the next call goes. Raises JudgeError where there is nowhere to go any more."""
+        able = [server for server in self._servers if server.fatal is None]
+        if not able:
+            assert self._servers[0].fatal is not None
+            raise self._servers[0].fatal
+        return roomiest(able)
+
+    def _others_stand(self, server: Server, outcome: Outcome) -> bool:
+        """After a call that failed: whether it is its server's fault, and another can be asked at once."""
+        if outcome.reason in LOST:
+            server.fell()
+        elif not outcome.fatal:
+            return False
+        return any(each.fatal is None and not each.aside for each in self._servers if each is not server)
 
     def _in_an_orphaned_batch(self, key: str) -> bool:
         """Begun when the endpoint was asked in batches, by a process that is gone: paid for, and nobody else looks."""
@@ -158,48 +195,57 @@ class Client:
         self._ledger.bury_the_dead()
         return None
 
-    async def _send(self, key: str, content: bytes, tokens: int, most: int) -> Outcome:
-        """One try, from claim to settlement."""
+    async def _send(self, server: Server, key: str, content: bytes, tokens: int, most: int) -> Outcome:
+        """One try, from claim to settlement. Raises JudgeError where it shows that no call can work any more."""
         sent = False
         try:
-            await self._lane.turn(tokens)
+            await server.lane.turn(tokens)
             sent = True
-            outcome = await self._exchange(content)
+            outcome = await self._exchange(server, content)
         except BaseException as error:
-            self._ledger.fail(key, "cancelled", type(error).__name__, self._booking, unknown=sent)
+            self._ledger.fail(key, "cancelled", type(error).__name__, server.booking, unknown=sent)
             raise
-        cost = price(self._endpoint, *outcome.tokens) if outcome.tokens is not None else most
+        cost = price(server.endpoint, *outcome.tokens) if outcome.tokens is not None else most
         if outcome.text is not None:
-            await self._ledger.settle_soon(key, outcome.text, self._booking, outcome.tokens or (0, 0), cost)
+            server.stands()
+            await self._ledger.settle_soon(key, outcome.text, server.booking, outcome.tokens or (0, 0), cost)
         elif outcome.tokens is not None:
-            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, spent=cost)
+            self._ledger.fail(key, outcome.reason, outcome.detail, server.booking, spent=cost)
         else:
-            self._ledger.fail(key, outcome.reason, outcome.detail, self._booking, unknown=outcome.billed)
+            self._ledger.fail(key, outcome.reason, outcome.detail, server.booking, unknown=outcome.billed)
         if outcome.fatal:
-            self._fatal = JudgeError(f"{self._endpoint.model} at {self._endpoint.base_url}: {outcome.detail}")
-            raise self._fatal
+            self._out_of_order(server, f"{server.endpoint.model} at {server.endpoint.base_url}: {outcome.detail}")
         return outcome
 
-    async def _exchange(self, content: bytes) -> Outcome:
+    def _out_of_order(self, server: Server, why: str) -> None:
+        """Ask this server no more. Raises JudgeError where it was the last one."""
+        known, server.fatal = server.fatal, JudgeError(why)
+        if all(each.fatal is not None for each in self._servers):
+            raise server.fatal
+        if known is None:
+            log.warning("%s; its share goes to the other servers", why)
+
+    async def _exchange(self, server: Server, content: bytes) -> Outcome:
         import httpx2
         import openai
 
         try:
-            response = await self._api.complete(self._path, content)
+            response = await server.api.complete(server.path, content)
             outcome = of_body(response.content.decode(errors="replace"))
         except openai.APITimeoutError:
-            outcome = Outcome("timeout", f"none in {self._endpoint.timeout:g} s", billed=True)
+            outcome = Outcome("timeout", f"none in {server.endpoint.timeout:g} s", billed=True)
         except openai.APIConnectionError as error:
             absent = isinstance(error.__cause__, httpx2.ConnectError)
             outcome = Outcome("no_connection" if absent else "cut_off", str(error.__cause__), billed=not absent)
         except openai.APIStatusError as error:
-            outcome = of_status(error.status_code, error.body, self._lane.has_answered)
-        return replace(outcome, detail=showable(outcome.detail, self._secret)) if outcome.detail else outcome
+            outcome = of_status(error.status_code, error.body, server.lane.has_answered)
+        return replace(outcome, detail=showable(outcome.detail, server.secret)) if outcome.detail else outcome
 
     def _given_up(self, key: str, outcome: Outcome) -> Failure:
-        if outcome.reason == "no_connection" and not self._lane.has_answered:
-            self._fatal = JudgeError(f"{self._endpoint.base_url} cannot be reached: {outcome.detail}")
-            raise self._fatal
+        if outcome.reason == "no_connection" and not any(each.lane.has_answered for each in self._servers):
+            for each in self._servers:
+                each.fatal = JudgeError(f"{each.endpoint.base_url} cannot be reached: {outcome.detail}")
+            raise self._servers[0].fatal
         return Failure(key, outcome.reason, outcome.detail)
 
 

@@ -120,7 +120,7 @@ class Http(httpx2.AsyncClient):
         return httpx2.Request("POST", self._address, content=content)
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        session = self._session = self._session or self._open()
+        session = self._session = self._session or open_session(self._path)
         await self._lane.enter()
         try:
             async with (
@@ -134,7 +134,7 @@ class Http(httpx2.AsyncClient):
                 ) as answer,
             ):
                 body = await answer.read()
-            self._heed(answer)
+            heed(self._lane, answer)
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise httpx2.ConnectError(str(error), request=request) from error
         except TimeoutError as error:
@@ -152,27 +152,30 @@ class Http(httpx2.AsyncClient):
         response.headers.encoding = "latin-1"
         return response
 
-    def _heed(self, answer: aiohttp.ClientResponse) -> None:
-        """What the server says about its load; before the place goes on, so that nothing is sent against its will."""
-        if answer.status in CROWDED:
-            self._lane.refused()
-        elif answer.status == 200:
-            self._lane.went_well()
-        if answer.status != 200 and (pause := retry_after(answer.headers.get("retry-after"))) is not None:
-            self._lane.pause(pause)
-
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
         await super().aclose()
 
-    def _open(self) -> aiohttp.ClientSession:
-        secure = self._address.scheme == "https"
-        proxy = None if proxy_bypass(self._address.host) else getproxies().get(self._address.scheme)
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEP_ALIVE, ssl=httpx2.create_ssl_context() if secure else False
-        )
-        return aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
-            cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy,
-        )  # fmt: skip
+
+def heed(lane: Lane, answer: aiohttp.ClientResponse) -> None:
+    """What the server says about its load; before the place goes on, so that nothing is sent against its will."""
+    if answer.status in CROWDED:
+        lane.refused()
+    elif answer.status == 200:
+        lane.went_well()
+    if answer.status != 200 and (pause := retry_after(answer.headers.get("retry-after"))) is not None:
+        lane.pause(pause)
+
+
+def open_session(base_url: str) -> aiohttp.ClientSession:
+    """Connections to one server, on the running event loop, through the proxy that the environment names for it."""
+    address = urlsplit(base_url)
+    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+    connector = aiohttp.TCPConnector(
+        limit=0, keepalive_timeout=KEEP_ALIVE, ssl=httpx2.create_ssl_context() if address.scheme == "https" else False
+    )
+    return aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
+        cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy,
+    )  # fmt: skip

@@ -85,6 +85,11 @@ class Lane:
         self.requests = _stricter(self.requests, endpoint.requests_per_minute)
         self.tokens = _stricter(self.tokens, endpoint.tokens_per_minute)
 
+    @property
+    def closed(self) -> float:
+        """Seconds until the gate opens; 0 where it is open."""
+        return max(0.0, self._closed_until - self._clock())
+
     async def enter(self) -> None:
         """Takes a place when the gate is open: to be held while a call is on its way, and no longer."""
         while self._busy >= int(self.width):
@@ -98,7 +103,7 @@ class Lane:
                 raise
         self._busy += 1
         try:
-            while (closed := self._closed_until - self._clock()) > 0:
+            while (closed := self.closed) > 0:
                 # A little later each, so that a reopened gate lets in a queue and not a crowd.
                 await asyncio.sleep(closed + random.uniform(0.0, min(1.0, 0.1 * closed)))
         except asyncio.CancelledError:

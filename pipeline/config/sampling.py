@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from pipeline.config.base import Precision, Strict
 from pipeline.config.endpoint import Endpoint
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.:+-]*$")]
+"""Of a model in candidates, pairs and links: a letter or a digit, then those and ``_ . : + -``."""
 
 
 class _Drawing(Strict):
@@ -23,7 +26,20 @@ class ServedModel(_Drawing):
 
     type: Literal["server"]
     endpoints: tuple[Endpoint, ...] = Field(min_length=1)
-    """Servers of the same model; each call goes to the one with the most room."""
+    """Servers of the same model; each call goes to the one with the most room. The first names the model in the
+    ledger: with another one in its place nothing that was answered is found again."""
+
+    @model_validator(mode="after")
+    def _servers_of_one_model_are_asked_the_same(self) -> Self:
+        if len(self.endpoints) > 1:
+            if any(each.batch for each in self.endpoints):
+                raise ValueError(f"endpoints: batch is set of one of {len(self.endpoints)}; allowed: of an only one")
+            if differing := [each.extra for each in self.endpoints if each.extra != self.endpoints[0].extra]:
+                raise ValueError(
+                    f"endpoints: extra is {self.endpoints[0].extra} and {differing[0]}; allowed: the same for all,"
+                    " for which of them answers is chance"
+                )
+        return self
 
 
 class LocalModel(_Drawing):
@@ -43,8 +59,9 @@ class SamplingConfig(Strict):
     """``auto`` takes vLLM where it is installed; ``server`` asks ``endpoints``."""
     endpoints: tuple[Endpoint, ...] = ()
     """Servers of the policy, for ``engine = "server"``: ``vllm serve`` with its development mode on, which takes new
-    weights from a folder both can read. Each call goes to the one with the most room."""
-    proposers: dict[str, ServedModel] = {}
+    weights from a folder both can read (``pipeline/sampling/server.py`` has the command). Each call goes to the one
+    with the most room."""
+    proposers: dict[ModelName, ServedModel] = {}
     """Further candidates for every prompt, by models that are not trained. Judged and paired like the policy's own;
     their text is written in the policy's tokens once."""
     n: int = Field(8, ge=2, le=1024)
@@ -75,4 +92,6 @@ class SamplingConfig(Strict):
                 f"sampling.endpoints: {len(self.endpoints)} with engine {self.engine!r}; allowed: at least one with"
                 " 'server', none with another"
             )
+        if any(each.batch for each in self.endpoints):
+            raise ValueError("sampling.endpoints: batch is set; allowed: false, for a round waits for its samples")
         return self
