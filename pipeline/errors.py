@@ -10,9 +10,10 @@
     │   └── WeightSyncError    the engine does not serve the policy it was given
     ├── JudgeError             a judge cannot work at all (one group it cannot judge is an abstention)
     │   └── UnfitJudgeError    a judge's health is not what the recipe requires
-    └── TrainingError          a step was refused
-        ├── StepZeroError      policy and reference disagree at step 0
-        └── NonFiniteError     a loss or a gradient is NaN or infinite
+    ├── TrainingError          a step was refused
+    │   ├── StepZeroError      policy and reference disagree at step 0
+    │   └── NonFiniteError     a loss or a gradient is NaN or infinite
+    └── HubError               the Hugging Face Hub refused a push or could not be reached
 
 The command line turns each into one line on stderr and its ``exit_code``. Anything else that escapes is a bug
 and keeps its traceback. ``assert`` states invariants of ours; these classes state what a user can mend.
@@ -71,3 +72,7 @@ class StepZeroError(TrainingError):
 
 class NonFiniteError(TrainingError):
     pass
+
+
+class HubError(RatchetError):
+    exit_code = 9
