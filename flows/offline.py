@@ -22,6 +22,7 @@ from flows.sources import TRAINED
 from flows.start import download, policy_of, pretrained_policy, pretrained_spec
 from flows.tables import data_table
 from flows.training import NOT_LEARNT, Compared, Making, Material, learn, score
+from pipeline.commands import note_command
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.policy import read_policy
@@ -91,6 +92,7 @@ def train(request: Request, console: Console) -> dict[str, Any]:
     for folder, flag in ((directory, f"--name {name!r}"), (request.out, f"--out {str(request.out)!r}")):
         check_free(folder, identity, flag)
 
+    note_command(directory, identity)
     reference, scored = None, None
     if trainer.reference != "none":
         artifact, scored = _make(place, "reference", score(place, material, against, trainer))

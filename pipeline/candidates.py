@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.store import Artifact, Draft, digest, sync
+from pipeline.store import PARQUET, Artifact, Draft, digest, sync
 from pipeline.tables import PROMPTS, prompts_table, read_groups, read_prompts
 from pipeline.types import Group, Prompt
 
@@ -37,7 +38,7 @@ def asked_digest(prompts: Iterable[Prompt]) -> str:
 def write_asked(draft: Draft, prompts: Sequence[Prompt]) -> None:
     """Write the prompts beside the shards."""
     part = draft.path / f"{ASKED}.part"
-    with pq.ParquetWriter(part, PROMPTS) as writer:
+    with pq.ParquetWriter(part, PROMPTS, **PARQUET) as writer:
         for shard in shards(prompts):
             writer.write_table(prompts_table(shard), row_group_size=SHARD)
     sync(part)
@@ -72,6 +73,26 @@ def group_shards(candidates: Artifact) -> Iterator[list[Group]]:
 
 def all_groups(candidates: Artifact) -> list[Group]:
     return [group for shard in group_shards(candidates) for group in shard]
+
+
+def group_of(candidates: Artifact, prompt_id: str) -> tuple[int, Group] | None:
+    """The number of the prompt's shard, and its group; None where it was not asked, or has no candidate.
+
+    Reads the ids of all prompts, and one shard. Raises StoreError as :func:`asked_tables` does.
+    """
+    path = candidates.path / ASKED
+    try:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                row = pc.index(file.read_row_group(number, ["prompt_id"])["prompt_id"], prompt_id).as_py()
+                if row >= 0:
+                    (prompt,) = read_prompts(file.read_row_group(number).slice(row, 1))
+                    path = candidates.path / candidates.manifest["shards"][number]["file"]
+                    rows = pq.read_table(path, filters=[("prompt_id", "=", prompt_id)])
+                    return next(((number, group) for group in read_groups(rows, {prompt_id: prompt})), None)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete {candidates.path} to make it again") from None
+    return None
 
 
 def groups_in(candidates: Artifact) -> int:

@@ -1,6 +1,6 @@
 """A run's folder: what was asked for, what each round decided, and readable links to what it made.
 
-    runs/<name>/config.json  initial.json  round-000.json …  outcome.json  report.html  links/
+    runs/<name>/config.json  commands.jsonl  initial.json  round-000.json …  outcome.json  report.html  links/
 
 The files point to artifacts by key; nothing here is needed to resume, since every stage finds its own artifact.
 """
@@ -15,9 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands import Command, note_command, read_commands
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import Store, locked, write_json
+from pipeline.store import Store, digest, locked, write_json
 from pipeline.types import Policy, RoundState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -70,10 +71,16 @@ class Run:
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Write the config down, or check that the run is taken up again with the same one."""
+        """Write the config and the command down, or check that the run is taken up again with the same config."""
         self.check(config)
-        write_json(self.directory / "config.json", config.model_dump(mode="json"))
+        settings = config.model_dump(mode="json")
+        write_json(self.directory / "config.json", settings)
+        note_command(self.directory, digest(settings))
         (self.directory / "outcome.json").unlink(missing_ok=True)
+
+    def commands(self) -> list[Command]:
+        """Those that worked on the run, oldest first."""
+        return read_commands(self.directory)
 
     def save_initial(self, entry: Mapping[str, Any]) -> None:
         write_json(self.directory / "initial.json", entry)
