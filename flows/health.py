@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.console import Console
 from flows.judging import desk, judge_identity, judge_name, open_judge
 from flows.session import Session
+from pipeline.config import LimitsConfig
 from pipeline.errors import DataError, UnfitJudgeError
 from pipeline.store import Artifact, Draft, Spec, file_digest
 
@@ -38,13 +39,13 @@ def check_judge(
     paid_from: "Desk | None" = None,
     console: Console | None = None,
     name: str = "judge",
-    unanswered: float = 0.2,
+    unanswered: float | None = None,
 ) -> "Health":
     """The judge's health on a file of people's preferences, or without one on the canaries alone.
 
     Args:
         limit: labelled pairs to judge at most, drawn from all of the file. Each is judged in both orders.
-        unanswered: share of a judge's calls that may be given up.
+        unanswered: share of a judge's calls that may be given up. None: what a run allows by default.
         paid_from: what language models are paid from.
 
     Raises:
@@ -60,7 +61,8 @@ def check_judge(
         reading = read_labels(labels)
         console.terminal.print(reading_table(reading, labels.name))
         pairs = drawn(reading.pairs, limit)
-    with console.stage("judge check") as progress, closing(open_judge(config, name, paid_from, unanswered)) as judge:
+    share = LimitsConfig().unanswered if unanswered is None else unanswered
+    with console.stage("judge check") as progress, closing(open_judge(config, name, paid_from, share)) as judge:
         return check(judge, pairs, progress=progress)
 
 

@@ -40,8 +40,9 @@ AT_ONCE = 2
 """Shards that a judge on the network works on: the second fills the server while the first waits for its last calls."""
 BATCHES_AT_ONCE = 64
 """Shards whose calls go into one batch, which may take a day."""
-PACE = {"token_budget", "engine", "base_url", "gpu_memory_utilization"}
-"""Of a reward model: how, not what."""
+PACE = {"token_budget", "engine", "gpu_memory_utilization"}
+"""Of a reward model: how, not what. Where it is served is no matter of pace: another server may serve other weights
+under the same name."""
 
 
 def judge(
@@ -203,9 +204,9 @@ def judge_identity(config: JudgeConfig) -> dict[str, Any]:
             return identity | {"code": source_digest(call)}
         case RewardModelJudge(path=path):
             what = {name: value for name, value in identity.items() if name not in PACE}
-            if Path(path).is_dir():
-                return what | {"path": checkpoint_digest(Path(path))}
-            return what | {"base_url": identity["base_url"]}  # another server may serve others under the name
+            if Path(path).is_dir():  # its weights are known
+                return what | {"path": checkpoint_digest(Path(path)), "base_url": None}
+            return what
         case PointwiseJudge() | PairwiseJudge():
             from judges.llm.jury import identity as of_jury
 
