@@ -8,17 +8,17 @@ it is encoded apart from the prompt, whose last token no sampler can take back.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.types import PreferencePair
 from trainers.encoded import Encoded, Tally
 from trainers.examples import Example, Pair, Row, Single
 from trainers.records import Message, Record, Unusable, parse_record, text_of
+from trainers.rendering import Rendered, Renderer
 
 T = TypeVar("T")
 Specials = tuple[int | None, frozenset[int]]
@@ -68,13 +68,6 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int], source
 
 
 # ---------------------------------------------------------------------------------------------- text
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    prompt: str
-    wholes: tuple[str, ...]
-    """The prompt with each response after it."""
-
-
 class Encoder:
     """Turns rows of text into examples for one tokenizer. The formats are those of :mod:`trainers.records`.
 
@@ -100,7 +93,7 @@ class Encoder:
         self.bos, self.ends = specials
         self.max_prompt_tokens, self.max_completion_tokens = max_prompt_tokens, max_completion_tokens
         self.max_length = max_length
-        self.chat_template_kwargs = chat_template_kwargs or {}
+        self._renderer = Renderer(tokenizer, chat_template_kwargs or {})
         adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self._plain_start = (self.bos,) if adds_bos and self.bos is not None else ()
         own_end = tokenizer.eos_token_id
@@ -125,7 +118,7 @@ class Encoder:
             for number, raw in chunk:
                 try:
                     record = parse_record(raw)
-                    rendered.append((number, record, self._render(record, f"{name}: row {number}")))
+                    rendered.append((number, record, self._renderer.render(record, f"{name}: row {number}")))
                 except Unusable as why:
                     tally.drop(number, why)
             ids = self._tokenize([text for _, _, texts in rendered for text in (texts.prompt, *texts.wholes)])
@@ -162,50 +155,6 @@ class Encoder:
                 examples.append(example)
         return tally.result(examples, read, name)
 
-    # ------------------------------------------------------------------------------------------ rendering
-    def _render(self, record: Record, where: str) -> _Texts:
-        bos = self.tokenizer.bos_token
-        if isinstance(record.prompt, str):
-            prompt = record.prompt.removeprefix(bos) if bos else record.prompt  # it gets its BOS as an id
-            _refuse_inside(bos, prompt)
-            return _Texts(prompt, tuple(f"{prompt}{response}" for response in record.responses))
-        if not self.tokenizer.chat_template:
-            raise ConfigError(
-                f"{where} is a conversation, but the tokenizer of {self.tokenizer.name_or_path!r} has no chat template"
-            )
-        _refuse_inside(bos, *map(text_of, record.prompt))
-        prompt = self._apply_template(record.prompt, record.template, begin_answer=True)
-        answered = [(*record.prompt, response) for response in record.responses if isinstance(response, Mapping)]
-        wholes = tuple(self._apply_template(messages, record.template) for messages in answered)
-        for whole, messages in zip(wholes, answered, strict=True):
-            if not whole.startswith(prompt):
-                raise DataError(
-                    f"{where}: the chat template renders the prompt otherwise when an answer follows it: alone it ends"
-                    f" {prompt[-40:]!r}, with an answer it is {whole[: len(prompt)][-40:]!r}; the policy would be"
-                    " trained on a prompt it never sees. Another template or chat_template_kwargs may mend it"
-                )
-            last = text_of(messages[-1]).split()[-1:]
-            if last and last[0] not in whole[len(prompt) :]:  # templates for images leave out what is no block
-                raise Unusable("refused_by_template", whole[len(prompt) :])
-        return _Texts(prompt, wholes)
-
-    def _apply_template(
-        self, messages: Sequence[Message], keywords: Mapping[str, Any], begin_answer: bool = False
-    ) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages),
-                    add_generation_prompt=begin_answer,
-                    tokenize=False,
-                    **{**self.chat_template_kwargs, **keywords},
-                )
-            )
-        except (TemplateError, TypeError) as error:  # a template refuses, or adds to a string what is none
-            raise Unusable("refused_by_template", str(error)) from None
-
     # ------------------------------------------------------------------------------------------ token ids
     def _tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Ids by text. No special token is added: rendered texts hold theirs, plain ones get theirs as ids."""
@@ -216,7 +165,7 @@ class Encoder:
         return dict(zip(unique, batch["input_ids"], strict=True))
 
     def _example(
-        self, record: Record, texts: _Texts, ids: Mapping[str, list[int]], source: str
+        self, record: Record, texts: Rendered, ids: Mapping[str, list[int]], source: str
     ) -> tuple[Example, dict[str, object]]:
         changes: dict[str, object] = {}
         prompt = self._prompt(ids[texts.prompt], isinstance(record.prompt, str), changes)
@@ -254,7 +203,7 @@ class Encoder:
 
     def _completion(
         self,
-        texts: _Texts,
+        texts: Rendered,
         whole: str,
         ids: Mapping[str, list[int]],
         response: str | Message,
@@ -301,9 +250,3 @@ class Encoder:
             if isinstance(response, str) or any(token in self.ends for token in self._tokenize([words])[words]):
                 raise Unusable("special_inside", words)
         return ids[: end + 1]
-
-
-def _refuse_inside(bos: str | None, *texts: str) -> None:
-    """Read as a token, a BOS within a prompt would begin the sequence anew in the middle."""
-    if bos and any(bos in text for text in texts):
-        raise Unusable("special_inside", next(text for text in texts if bos in text))
