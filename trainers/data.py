@@ -1,7 +1,8 @@
 """Where examples come from: our own pairs, a file or folder of rows, or a data set on the Hub.
 
 Formats are recognised by the columns of the first row. Our own pairs (``pipeline.tables.PAIRS``) hold the ids that were
-sampled, and keep them; everything else is text, and is encoded once: see ``trainers.records`` for its columns.
+sampled, and keep them; everything else, and our own pairs of models that no policy is of, is text, and is encoded once:
+see ``trainers.records`` for its columns.
 """
 
 import json
@@ -18,11 +19,13 @@ from pipeline.errors import DataError, StoreError
 from pipeline.rows import SUFFIXES, read_rows, read_tables
 from pipeline.store import MANIFEST, Artifact, digest
 from pipeline.tables import PAIRS, read_pairs
-from pipeline.types import PreferencePair
+from pipeline.types import PreferencePair, Prompt
 from trainers.encoded import Encoded, RowEncoder
 from trainers.examples import Example
 from trainers.records import HUB_NAME, PAIR, UNPAIRED
 
+PAIRS_OF_EXPORT = Path("data", "default")
+"""Where an exported data set has its pairs, beside other things that are no pairs."""
 FORMATS = (
     "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
     " or all of Ratchet's own pairs"
@@ -36,7 +39,8 @@ def load_examples(
 
     Args:
         source: a file (.jsonl, .json, .csv, each also .gz, or .parquet), a folder of such files, an artifact's folder,
-            or a Hub name: ``owner/name`` or ``owner/name:config``, each also with ``@revision``.
+            a data set as ``ratchet export`` writes it (its pairs are read), or a Hub name: ``owner/name`` or
+            ``owner/name:config``, each also with ``@revision``.
         split: of a Hub data set; of a folder, the files whose names begin with it. None is "train", or, in a folder
             without files of that name, all of it.
         limit: rows read, from the start.
@@ -57,6 +61,8 @@ def load_examples(
         match head[-1:]:
             case []:
                 raise DataError(f"{title} has no rows")
+            case [PreferencePair(prompt=Prompt(token_ids=()))]:  # no policy sampled: nobody has given it ids yet
+                return encoder.encode(map(text_row, chain(head, rows)), title, name)
             case [PreferencePair()]:
                 return encoder.own_pairs(chain(head, rows), title, name)
             case [Mapping() as row] if row.keys() >= PAIR or row.keys() >= UNPAIRED:
@@ -65,6 +71,16 @@ def load_examples(
                 raise DataError(f"{title} has the columns {', '.join(map(str, row))}; allowed: {FORMATS}")
             case _:
                 raise DataError(f"{title}: its first row is {repr(head[0])[:80]}; allowed: objects with {FORMATS}")
+
+
+def text_row(pair: PreferencePair) -> dict[str, Any]:
+    """A pair of ours as a row of text, in a format of :mod:`trainers.records`."""
+    turns, texts = pair.prompt.messages, (pair.chosen.text, pair.rejected.text)
+    chosen, rejected = ([{"role": "assistant", "content": text}] if turns else text for text in texts)
+    return {
+        "prompt": list(turns) if turns else pair.prompt.text, "chosen": chosen, "rejected": rejected,
+        "margin": pair.margin, "prompt_id": pair.prompt.id,
+    }  # fmt: skip
 
 
 def split_held_out(
@@ -128,6 +144,8 @@ def _folder(path: Path, split: str | None) -> Iterator[Any]:
         return chain.from_iterable(map(_table_rows, artifact.tables()))
     if (path / ".lock").exists():
         raise DataError(f"data set {str(path)!r} is an artifact that is not complete: it has no {MANIFEST}")
+    if (path / PAIRS_OF_EXPORT).is_dir():
+        path = path / PAIRS_OF_EXPORT
     files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
     of_split = [file for file in files if re.match(rf"{re.escape(split or 'train')}(?![a-zA-Z0-9])", file.name)]
     if not (chosen := of_split if of_split or split else files):

@@ -14,6 +14,7 @@ ALTERED = {
     "truncated_prompt": "the prompt is cut to its end by max_prompt_tokens",
     "truncated_completion": "a completion is cut to its start by max_completion_tokens, and has lost its EOS",
     "encoded_apart": "a completion is encoded apart, because a token would reach across the prompt's end",
+    "other_ids": "the ids it has beside its text are another tokenizer's, so the text is encoded",
     "without_eos": "completions end without EOS, because the tokenizer has none",
     "swapped": "chosen and rejected are swapped, because the preference is below one half",
     "contradicted": "the scores contradict the choice; the margin is taken as 0",

@@ -23,6 +23,9 @@ Optional columns:
     preference                       probability that chosen is the better one: a soft label, 0 … 1
     label                            of a pair, where boolean: false says that rejected is the better one
     source                           the data set or axis the row is from; selects its β
+    prompt_id                        names the prompt
+    prompt_token_ids, chosen_token_ids, rejected_token_ids
+                                     of a pair, all three: what was sampled, see ``trainers.sampled``
     tools, chat_template_kwargs      go to the chat template; tools may be JSON in a string
 
 A preference below one half swaps chosen and rejected. All other columns are ignored.
@@ -83,6 +86,9 @@ class Record:
     preference: float = 1.0
     """In [0.5, 1]."""
     source: str = ""
+    prompt_id: str = ""
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    """Of prompt and responses, as they were sampled, by whatever tokenizer; empty where the row does not say."""
     swapped: bool = False
     """Chosen and rejected have changed places: the row's preference was below one half."""
     template: Mapping[str, Any] = field(default_factory=dict)
@@ -98,30 +104,34 @@ def parse_record(raw: Any) -> Record:
     if not isinstance(raw, Mapping):
         raise Unusable("not_a_record", raw)
     row = {name: _clean(value) for name, value in raw.items() if value is not None}
-    source, template = str(row.get("source", "")), _template(row)
+    source, prompt_id, template = str(row.get("source", "")), str(row.get("prompt_id", "")), _template(row)
     if not row.keys() >= PAIR:
         if missing := UNPAIRED - row.keys():
             raise Unusable("missing", sorted(missing))
         prompt, responses = _explicit(row["prompt"], [row["completion"]])
-        return Record(prompt, responses, _boolean(row["label"]), source=source, template=template)
-    prompt, responses = _pair(row)
+        return Record(prompt, responses, _boolean(row["label"]), source=source, prompt_id=prompt_id, template=template)
+    ids = _token_ids(row)
+    prompt, responses = _pair(row, may_be_empty=bool(ids))
     if responses[0] == responses[1]:
         raise Unusable("identical", responses[0])
     margin, preference = _margin(row), _preference(row)
     if preference < 0.5:
-        return Record(prompt, responses[::-1], None, -margin, 1.0 - preference, source, True, template)
-    return Record(prompt, responses, None, margin, preference, source, False, template)
+        swapped = (*ids[:1], *ids[:0:-1])
+        return Record(
+            prompt, responses[::-1], None, -margin, 1.0 - preference, source, prompt_id, swapped, True, template
+        )
+    return Record(prompt, responses, None, margin, preference, source, prompt_id, ids, False, template)
 
 
 # ---------------------------------------------------------------------------------------------- prompt and responses
-def _pair(row: Mapping[str, Any]) -> tuple[str | tuple[Message, ...], tuple[str | Message, ...]]:
+def _pair(row: Mapping[str, Any], may_be_empty: bool) -> tuple[str | tuple[Message, ...], tuple[str | Message, ...]]:
     chosen, rejected = row["chosen"], row["rejected"]
     conversations = [_messages(value) for value in (chosen, rejected) if isinstance(value, list)]
     whole = len(conversations) == 2 and all(turns[0]["role"] != "assistant" for turns in conversations)
     if whole and not isinstance(row.get("prompt"), list):
         return _implicit_conversation(*conversations)
     if "prompt" in row:
-        return _explicit(row["prompt"], [chosen, rejected])
+        return _explicit(row["prompt"], [chosen, rejected], may_be_empty)
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         raise Unusable("empty_prompt" if conversations else "not_text", [chosen, rejected])
     if chosen == rejected:
@@ -130,18 +140,20 @@ def _pair(row: Mapping[str, Any]) -> tuple[str | tuple[Message, ...], tuple[str 
     return _explicit(chosen[:at], [chosen[at:], rejected[at:]])
 
 
-def _explicit(prompt: Any, responses: Sequence[Any]) -> tuple[str | tuple[Message, ...], tuple[str | Message, ...]]:
+def _explicit(
+    prompt: Any, responses: Sequence[Any], may_be_empty: bool = False
+) -> tuple[str | tuple[Message, ...], tuple[str | Message, ...]]:
     if isinstance(prompt, str) and all(isinstance(response, str) for response in responses):
         if not prompt.strip():
             raise Unusable("empty_prompt", prompt)
-        if empty := [response for response in responses if not response.strip()]:
+        if (empty := [response for response in responses if not response.strip()]) and not may_be_empty:
             raise Unusable("empty_completion", empty[0])
         return prompt, tuple(responses)
     if isinstance(prompt, str) and prompt.strip():
         prompt = [{"role": "user", "content": prompt}]
     if prompt in ("", []):
         raise Unusable("empty_prompt", prompt)
-    return tuple(_messages(prompt)), tuple(_response(response) for response in responses)
+    return tuple(_messages(prompt)), tuple(_response(response, may_be_empty) for response in responses)
 
 
 def _implicit_conversation(
@@ -191,11 +203,11 @@ def _messages(value: Any) -> list[Message]:
     return value
 
 
-def _response(value: Any) -> Message:
+def _response(value: Any, may_be_empty: bool = False) -> Message:
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else _messages(value)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise Unusable("not_one_turn", messages)
-    if not text_of(messages[0]).strip() and not messages[0].get("tool_calls"):
+    if not (may_be_empty or text_of(messages[0]).strip() or messages[0].get("tool_calls")):
         raise Unusable("empty_completion", messages[0])
     return messages[0]
 
@@ -227,6 +239,14 @@ def _template(row: Mapping[str, Any]) -> dict[str, Any]:
         raise Unusable("bad_value", keywords if isinstance(tools, list | None) else tools)
     # No tools is not an empty list of them: some templates announce those.
     return {**keywords, **({"tools": tools} if tools else {})}
+
+
+def _token_ids(row: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Of prompt, chosen and rejected; empty unless all are lists of ids."""
+    found = [row.get(f"{name}_token_ids") for name in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(ids, list) and ids and all(type(each) is int for each in ids) for ids in found):
+        return ()
+    return tuple(tuple(ids) for ids in found if ids)
 
 
 def _boolean(label: Any) -> bool:

@@ -1,0 +1,201 @@
+"""``ratchet export``: a run's data and its policy, with their cards, to a folder or to the Hub.
+
+On the Hub every round is a revision (a tag ``round-000``, …) that has the rounds up to it, and ``main`` is the last
+one. What is pushed is prepared under ``exports/<run>/`` of the workspace first, and stays there: the same export pushed
+again changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from flows.console import Console
+from pipeline.errors import ConfigError
+from pipeline.export.cards import UNKNOWN, Terms
+from pipeline.export.dataset import KIND as DATASET
+from pipeline.export.dataset import export_data, open_rounds
+from pipeline.export.folder import check_destination
+from pipeline.export.policy import KIND as MODEL
+from pipeline.export.policy import export_policy, find_policy
+from pipeline.hub import Pushed, parse_destination, push
+from pipeline.runs import Run
+
+What = Literal["data", "policy", "both"]
+EXPORTS = "exports"
+"""Folder of a workspace with what was prepared for the Hub, by run."""
+
+
+def export(
+    run: str | None,
+    to: str,
+    workspace: Path,
+    what: str = "data",
+    *,
+    rounds: Sequence[int] | None = None,
+    round: int | None = None,
+    licence: str = UNKNOWN,
+    languages: Sequence[str] = (),
+    private: bool = True,
+    move_tags: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Export a run.
+
+    Args:
+        run: its name; None is the newest.
+        to: a folder, or ``hub:org/name``. With ``both`` a folder gets ``data`` and ``policy``, and the Hub a data set
+            and a model of that name.
+        rounds: whose data; None is all finished ones.
+        round: whose policy; None is the best one.
+        licence: the Hub's identifier for both.
+        languages: ISO 639 codes for both.
+        private: what a repository is made as.
+        move_tags: let a round's tag on the Hub name this export where it names another.
+
+    Returns:
+        JSON-able: ``run``, ``to``, and what :func:`export_data`, :func:`export_policy` and :func:`push` say of each.
+
+    Raises:
+        ConfigError: something is wrong with what was asked for; nothing has been written.
+        StoreError: an artifact is gone or damaged.
+        HubError: the Hub does not take it; what was prepared is kept.
+    """
+    place = parse_destination(to)
+    repo = place if isinstance(place, str) else ""
+    data, policy = _asked(what, rounds, round)
+    request = _Request(
+        Run.existing(workspace, run), data, policy, rounds, round,
+        Terms(licence, tuple(languages), repo), Terms(licence, tuple(languages), repo, repo if data else ""),
+        console or Console(quiet=True),
+    )  # fmt: skip
+    request.check()
+    told = {"run": request.run.name, "to": to}
+    if isinstance(place, str):
+        return told | _to_hub(request, place, private, move_tags)
+    return told | _to_folder(request, place.expanduser().resolve(), both=data and policy)
+
+
+def exported(result: Mapping[str, Any]) -> RenderableType:
+    """What was exported, for the terminal."""
+    parts: list[RenderableType] = []
+    if data := result.get("data"):
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for config, rows in data["rows"].items():
+            table.add_row(f"[dim]{escape(config)}[/]", f"{rows:,} rows")
+        parts += [f"[bold]data[/] of rounds {', '.join(map(str, data['rounds']))}: {escape(data['folder'])}", table]
+        parts += [_pushed(each) for each in data.get("pushed", ())]
+    if policy := result.get("policy"):
+        parts.append(f"[bold]policy[/] of round {policy['round']}, {policy['digest'][:12]}: {escape(policy['folder'])}")
+        parts += [_pushed(each) for each in policy.get("pushed", ())]
+    return Group(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    run: Run
+    data: bool
+    policy: bool
+    rounds: Sequence[int] | None
+    round: int | None
+    terms: Terms
+    terms_of_policy: Terms
+    console: Console
+
+    def check(self) -> None:
+        """Raises ConfigError or StoreError where there is nothing to export of what was asked for."""
+        if self.data:
+            open_rounds(self.run, self.rounds)
+        if self.policy:
+            find_policy(self.run, self.round)
+
+
+def _asked(what: str, rounds: Sequence[int] | None, round: int | None) -> tuple[bool, bool]:
+    """Whether data, whether a policy."""
+    if what not in get_args(What):
+        raise ConfigError(f"--what {what!r}: allowed: {', '.join(get_args(What))}")
+    if rounds is not None and (what == "policy" or not rounds):
+        raise ConfigError(f"--rounds {list(rounds)}: allowed: at least one, with data or both; a policy has --round")
+    if round is not None and what == "data":
+        raise ConfigError(f"--round {round} is a policy's; allowed with data: --rounds")
+    return what != "policy", what != "data"
+
+
+def _to_folder(request: _Request, place: Path, both: bool) -> dict[str, Any]:
+    data, policy = (place / "data", place / "policy") if both else (place, place)
+    if both and place.exists() and not place.is_dir():
+        raise ConfigError(f"--to {str(place)!r} is a file; allowed: a folder")
+    told: dict[str, Any] = {}
+    for kind, folder in ((DATASET, data),) * request.data + ((MODEL, policy),) * request.policy:
+        check_destination(folder, kind, request.run.name)
+    if request.data:
+        with request.console.stage("export data") as progress:
+            told["data"] = export_data(request.run, data, request.rounds, request.terms, progress=progress)
+    if request.policy:
+        with request.console.stage("export policy"):
+            told["policy"] = export_policy(request.run, policy, request.round, request.terms_of_policy)
+    return told
+
+
+def _to_hub(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if request.data:
+        told["data"] = _push_data(request, repo, private, move_tags)
+    if request.policy:
+        told["policy"] = _push_policy(request, repo, private, move_tags)
+    return told
+
+
+def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+    """A revision a round, oldest first; each has the rounds before it. Those without pairs so far are left out."""
+    run, opened = request.run, open_rounds(request.run, request.rounds)
+    numbers = [made.number for _, made in opened]
+    first = next(at for at, (_, made) in enumerate(opened) if made.pairs.manifest["rows"])
+    prepared: list[Path] = []
+    pushes: list[dict[str, Any]] = []
+    told: dict[str, Any] = {}
+    for at in range(first, len(numbers)):
+        tag = f"round-{numbers[at]:03d}"
+        folder = run.workspace / EXPORTS / run.name / "data" / tag
+        with request.console.stage(f"data {tag}") as progress:
+            told = export_data(
+                run, folder, numbers[: at + 1], request.terms, keep=True, earlier=prepared[-1:], progress=progress
+            )
+            pushed = push(
+                folder, repo, DATASET, message=f"Run {run.name}, rounds up to {numbers[at]}", private=private, tag=tag,
+                move_tag=move_tags, progress=progress,
+            )  # fmt: skip
+        prepared.append(folder)
+        pushes.append(_summary(pushed))
+    return {**told, "pushed": pushes}
+
+
+def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+    run = request.run
+    entries, _ = find_policy(run, request.round)
+    tag = f"round-{entries[-1]['round']:03d}"
+    folder = run.workspace / EXPORTS / run.name / "policy" / tag
+    with request.console.stage(f"policy {tag}") as progress:
+        told = export_policy(run, folder, request.round, request.terms_of_policy, keep=True)
+        pushed = push(
+            folder, repo, MODEL, message=f"Run {run.name}, policy of round {told['round']}", private=private, tag=tag,
+            move_tag=move_tags, progress=progress,
+        )  # fmt: skip
+    return {**told, "pushed": [_summary(pushed)]}
+
+
+def _summary(pushed: Pushed) -> dict[str, Any]:
+    return {
+        "url": pushed.url, "kind": pushed.kind, "tag": pushed.tag, "commit": pushed.commit, "private": pushed.private,
+        "sent": len(pushed.sent), "present": pushed.present, "deleted": len(pushed.deleted), "bytes": pushed.bytes,
+    }  # fmt: skip
+
+
+def _pushed(each: Mapping[str, Any]) -> str:
+    seen = "private" if each["private"] else "public"
+    sent = f"{each['sent']} files sent, {each['present']} there already"
+    return f"  {each['tag']}: {escape(each['url'])} ({seen}; {sent})"

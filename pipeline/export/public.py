@@ -1,0 +1,78 @@
+"""What of a run's records may be published: no secret, no place on this machine, and no text that breaks its page."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.commands import MASK, masked
+from pipeline.texts import one_line
+
+PLACE = re.compile(r"(?<![\w.:/~<-])(?:file://)?~?/(?:[^\s/'\"`|,;()<>]+/)*(?P<last>[^\s/'\"`|,;()<>]+)/?")
+"""An absolute path within a text; a web address and a Hub name are none."""
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.I)
+"""In the names of environment variables whose values are nobody's business."""
+SHORTEST = 8
+"""Characters from which such a value is known again in a text."""
+FREE = frozenset({"title", "description", "reason", "line"})
+"""Settings that people write as they like: a path may stand anywhere in them."""
+UNTOLD = frozenset({"extra"})
+"""Settings that go into requests as they are, and may hold anything."""
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$])")
+
+
+def public(value: Any, name: str = "") -> Any:
+    """``value``, as JSON holds it, with secrets masked and absolute paths cut to their last part."""
+    match value:
+        case Mapping():
+            return {key: {} if key in UNTOLD else public(part, key) for key, part in value.items()}
+        case list() | tuple():
+            return [public(part, name) for part in value]
+        case str():
+            if masked(f"{name}={value}") != f"{name}={value}" and masked(value) == value:
+                return MASK  # called a secret
+            return public_text(value) if name in FREE else _setting(value)
+    return value
+
+
+def public_text(text: str) -> str:
+    """Running text, or a command, without secrets and absolute paths."""
+    return PLACE.sub(lambda match: match["last"], without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with whatever looks like a token masked, and every secret of this environment."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST:
+            text = text.replace(value, MASK)
+    return masked(text)
+
+
+def _setting(value: str) -> str:
+    """A setting is a path or holds none: cut within, an expression would become another one."""
+    value = without_secrets(value)
+    if re.match(r"(file://)?(~|/)", value) and "\n" not in value:
+        return value.rstrip("/").rpartition("/")[2]
+    if "://" in value:
+        return value.partition("?")[0]  # what comes after may be a key
+    return value
+
+
+# ---------------------------------------------------------------------------------------------- markdown
+def plain(value: Any) -> str:
+    """``value`` on one line that Markdown shows as it is, in a table too."""
+    return re.sub(r"^(?=[-+=])", r"\\", SPECIAL.sub(r"\\\1", one_line(str(value))))
+
+
+def code(value: Any) -> str:
+    """``value`` as code on one line, in a table too."""
+    text = one_line(str(value)).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    pad = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else ""
+
+
+def fenced(text: str, language: str = "") -> str:
+    """``text`` as a block of code that nothing within it can end."""
+    fence = "`" * max(3, max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
