@@ -19,6 +19,7 @@ from trainers.encoded import Encoded, Tally
 from trainers.examples import Example, Pair, Row, Single
 from trainers.records import Message, Record, Unusable, parse_record, text_of
 from trainers.rendering import Rendered, Renderer
+from trainers.sampled import refuse_empty, sampled_ids
 
 T = TypeVar("T")
 Specials = tuple[int | None, frozenset[int]]
@@ -168,32 +169,44 @@ class Encoder:
         self, record: Record, texts: Rendered, ids: Mapping[str, list[int]], source: str
     ) -> tuple[Example, dict[str, object]]:
         changes: dict[str, object] = {}
-        prompt = self._prompt(ids[texts.prompt], isinstance(record.prompt, str), changes)
-        completions = [
-            self._completion(texts, whole, ids, response, changes)
-            for whole, response in zip(texts.wholes, record.responses, strict=True)
-        ]
+        whole_prompt = self._with_start(ids[texts.prompt], isinstance(record.prompt, str))
+        if own := sampled_ids(record, whole_prompt, self.tokenizer, self.ends):
+            whole_prompt, *sampled = own
+            completions = [self._cut_completion(each, changes) for each in sampled]
+        else:
+            if record.token_ids:
+                refuse_empty(record)
+                changes["other_ids"] = record.responses[0]
+            completions = [
+                self._completion(texts, whole, ids, response, changes)
+                for whole, response in zip(texts.wholes, record.responses, strict=True)
+            ]
+        prompt = self._cut_prompt(whole_prompt, changes)
         rows = [Row(prompt, completion) for completion in completions]
         longest = max(map(len, rows))
         if self.max_length is not None and longest > self.max_length:
             raise Unusable("too_long", f"{longest} tokens")
         source = record.source or source
         if record.desirable is not None:
-            return Single(rows[0], record.desirable, source), changes
+            return Single(rows[0], record.desirable, source, record.prompt_id), changes
         if completions[0] == completions[1]:
             raise Unusable("identical", record.responses[0])
         if record.margin < 0:
             changes["contradicted"] = record.margin
         if record.swapped:
             changes["swapped"] = record.preference
-        return Pair(rows[0], rows[1], max(record.margin, 0.0), record.preference, source), changes
+        margin = max(record.margin, 0.0)
+        return Pair(rows[0], rows[1], margin, record.preference, source, record.prompt_id), changes
 
-    def _prompt(self, ids: Sequence[int], plain: bool, changes: dict[str, object]) -> tuple[int, ...]:
+    def _with_start(self, ids: Sequence[int], plain: bool) -> tuple[int, ...]:
         prompt = (*self._plain_start, *ids) if plain else tuple(ids)
         while self.bos is not None and prompt[:2] == (self.bos, self.bos):
             prompt = prompt[1:]
         if not prompt:
             raise Unusable("empty_prompt", ids)
+        return prompt
+
+    def _cut_prompt(self, prompt: tuple[int, ...], changes: dict[str, object]) -> tuple[int, ...]:
         limit = self.max_prompt_tokens
         if limit is None or len(prompt) <= limit:
             return prompt
@@ -222,6 +235,9 @@ class Encoder:
             raise Unusable("special_inside", response)
         if completion[-1] not in self.ends:
             changes["without_eos"] = response
+        return self._cut_completion(completion, changes)
+
+    def _cut_completion(self, completion: Sequence[int], changes: dict[str, object]) -> tuple[int, ...]:
         limit = self.max_completion_tokens
         if limit is not None and len(completion) > limit:
             changes["truncated_completion"] = f"{len(completion)} tokens"

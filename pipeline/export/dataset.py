@@ -130,7 +130,7 @@ def _sources(file: Path) -> dict[str, int]:
 
 
 def _example(opened: Sequence[tuple[Mapping[str, Any], Round]]) -> dict[str, Any]:
-    """A pair of the last round that has one, of two answers that say something if possible, cut to what a card shows."""
+    """A pair of the last round that has one, if possible of two answers with words, cut to what a card shows."""
     names = ["prompt_text", "chosen_text", "rejected_text", "score_chosen", "score_rejected", "round"]
     for _, made in reversed(opened):
         for table in made.pairs.tables():
