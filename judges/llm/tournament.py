@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 1
+VERSION = 2
 """Part of a pairwise judge's identity: the same results give the same scores under one version."""
 Pair = tuple[int, int]
 Results = Sequence[float | None]
@@ -24,6 +24,8 @@ PRIOR = 0.5
 TOLERANCE = 1e-10
 """In logits: strengths have converged when none moves further."""
 STEPS = 100
+LEVEL = 1e-8
+"""Strengths nearer than this, in logits, are equal: what rounding tells apart is a tie, and a tie is no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,17 @@ def bradley_terry(players: Sequence[int], games: Mapping[Pair, float]) -> list[f
         strength = strength + step
         if np.abs(step).max(initial=0.0) < TOLERANCE:
             break
-    centred: list[float] = (strength - strength.mean()).tolist() if players else []
-    return centred
+    return _levelled(strength - strength.mean()) if players else []
+
+
+def _levelled(strengths: npt.NDArray[np.float64]) -> list[float]:
+    """Each strength, or, where others lie within ``LEVEL`` of it one after another, the lowest of them."""
+    order = np.argsort(strengths)
+    ranked = strengths[order]
+    begins = np.diff(ranked, prepend=-np.inf) > LEVEL
+    levelled = np.empty_like(strengths)
+    levelled[order] = ranked[begins][begins.cumsum() - 1]
+    return levelled.tolist()
 
 
 def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

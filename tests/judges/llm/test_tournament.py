@@ -132,6 +132,13 @@ def test_all_pairs_asks_each_pair_once_and_orders_by_quality(qualities: list[int
         assert (one > other + 1e-9) == (qualities[i] > qualities[j])
 
 
+@given(QUALITIES.filter(lambda qualities: len(qualities) > 1))
+def test_equal_candidates_have_equal_strengths_to_the_last_bit(qualities: list[int]) -> None:
+    """A score that rounding alone raises above another would become a label."""
+    standings, _ = play(all_pairs(len(qualities)), by(qualities))
+    assert len(set(standings.scores)) == len(set(qualities))
+
+
 def test_a_candidate_without_any_comparison_abstains_and_the_others_keep_their_scores() -> None:
     standings, _ = play(all_pairs(4), lambda i, j: None if 2 in (i, j) else by([0, 1, 9, 2])(i, j))
     assert standings.abstained == {2: "no_comparison"}
