@@ -80,17 +80,22 @@ DATA: Mapping[str, Figure] = {
 DROP_REASONS: Mapping[str, str] = {  # as ``pairing.REASONS`` defines them
     "abstained": "fewer than two candidates have a score",
     "identical": "every scored candidate is the same completion, or the best and the worst one are",
-    "tie": "all scores are equal, though the completions differ",
+    "tie": "all scores are equal, or all that the rule compares, though the completions differ",
     "truncated": "what scored above the worst had stopped at the token limit",
     "empty": "what scored above the worst was empty",
+    "threshold": "no candidate that may be chosen reaches the threshold, or none is below it",
     "margin": "the two scores differ by less than the margin asked for",
     "floor": "the chosen score is below the lowest one allowed",
+    "length_ratio": "one completion is too many times as long as the other",
+    "near_identical": "the two texts are too much alike",
+    "keep": "the margin is not among the widest of the round",
 }
 
 STAGES: Mapping[str, str] = {
     "sample": "the round's candidates",
     "judge": "scores of the candidates",
     "pair": "preference pairs from the scores",
+    "replay": "pairs of earlier rounds, drawn to be trained on again",
     "reference": "log-probabilities of the pairs under the reference",
     "train": "the optimiser's steps",
     "evaluate": "held-out samples, their scores and the probes",

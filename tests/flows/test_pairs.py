@@ -32,3 +32,20 @@ def test_three_pairs_a_prompt_are_trained_on_and_told_apart_from_prompts(
     told = f"{entry['pairs']} from {entry['paired']} of {entry['groups']}"
     assert dict(round_rows(entry))["pairs"].startswith(f"{told} groups")
     assert told.partition(" ")[2] in (Path(status["directory"]) / "report.html").read_text()
+
+
+def test_earlier_pairs_are_trained_on_again_beside_a_rounds_own(run_small: RunSmall, finished: dict[str, Any]) -> None:
+    status = run_small("replayed", "pairing.replay.share=0.3")
+    first, second = status["rounds"]
+    assert first["artifacts"] == finished["rounds"][0]["artifacts"]  # there is nothing to replay yet
+    store = store_of(status)
+    mixed = store.get("replay", second["artifacts"]["replay"])
+    replayed = round(second["pairs"] * 3 / 7)
+    assert mixed.info == {
+        "fresh": second["pairs"],
+        "replayed": replayed,
+        "rounds": {"0": replayed, "1": second["pairs"]},
+    }
+    trained = store.get("train", second["artifacts"]["train"])
+    assert trained.manifest["inputs"]["pairs"] == mixed.key
+    assert second["training"]["step"] > finished["rounds"][1]["training"]["step"]

@@ -1,0 +1,151 @@
+"""``ratchet pair``: the pairs of a run's rounds made anew, by other settings, from what it sampled and judged.
+
+Nothing is sampled or judged, and the run stays as it is: its own pairs, the policy it trained on them, its records. The
+new pairs are artifacts like any other, with a readable link each under the run's ``links``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+
+from flows.console import Console
+from flows.offline import Bench
+from flows.stages import pair_by
+from flows.summary import margin_figures
+from pipeline.config import PairingConfig
+from pipeline.errors import ConfigError, StoreError
+from pipeline.pairing.artifact import Round, all_first_pairs, survey, workers
+from pipeline.pairing.preview import preview
+from pipeline.recipe import load_pairing
+from pipeline.runs import Run
+from pipeline.store import Artifact
+
+JUDGED = ("judgments", "panel")
+"""Stages that a round's judgments may come from."""
+Entry = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------- doing it
+def repair(run: Run, console: Console, *, round: int | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Pair the finished rounds of a run, or that one, by its own settings with ``overrides`` (``pairing.KEY=VALUE``).
+
+    Returns:
+        JSON-serialisable: ``run``, ``pairing`` (the settings) and ``rounds``, each with its ``pairs``, the ``groups``
+        they are of, those ``paired``, those ``dropped`` by reason, the ``margin`` of the pairs, the artifact's ``key``
+        and ``path``, a readable ``link``, and whether these are the pairs the run trained on (``own``).
+
+    Raises:
+        ConfigError: a setting is wrong, or the run has no such round.
+        StoreError: what was sampled or judged is gone.
+    """
+    status = run.status()
+    config = load_pairing(status["config"], overrides)
+    place = Bench(run.workspace, console)
+    rounds = []
+    for entry in _rounds(status, round):
+        candidates, judgments = _stored(run, entry)
+        pairs = pair_by(place, candidates, judgments, config, entry["round"], status["config"]["limits"]["threads"])
+        link = f"round-{entry['round']:03d}/pairs-{pairs.key[:8]}"
+        run.link(link, pairs.path)
+        rounds.append(
+            {
+                "round": entry["round"], "pairs": pairs.manifest["rows"], "paired": pairs.manifest["kept"],
+                "groups": pairs.manifest["kept"] + sum(pairs.manifest["dropped"].values()),
+                "dropped": pairs.manifest["dropped"], "margin": margin_figures(pairs), "key": pairs.key,
+                "path": str(pairs.path), "link": str(run.directory / "links" / link),
+                "own": pairs.key == entry["artifacts"].get("pairs"),
+            }
+        )  # fmt: skip
+    return {"run": run.name, "pairing": config.model_dump(mode="json", exclude={"replay"}), "rounds": rounds}
+
+
+def preview_margins(
+    run: Run, console: Console, *, round: int | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What would each margin keep, of the pairs that the other settings give? Makes nothing.
+
+    Returns:
+        JSON-serialisable: ``run`` and ``rounds``, each with its ``groups``, the ``sigma`` of its scores and
+        ``margins``: see :func:`pipeline.pairing.preview.preview`.
+
+    Raises:
+        As :func:`repair`.
+    """
+    status = run.status()
+    asked = load_pairing(status["config"], overrides)
+    config = asked.model_copy(update={"margin": 0.0, "margin_unit": "sigma", "keep": 1.0})
+    rounds = []
+    for entry in _rounds(status, round):
+        source = Round(*_stored(run, entry))
+        with console.stage("margins", source.groups):
+            rounds.append({"round": entry["round"], "groups": source.groups, **_preview(source, config, status)})
+    return {"run": run.name, "rounds": rounds}
+
+
+def _preview(source: Round, config: PairingConfig, status: Entry) -> dict[str, Any]:
+    with workers(status["config"]["limits"]["threads"], len(source)) as each:
+        yardstick = survey(source, config, each)
+        parts = list(all_first_pairs(source, config, yardstick, each, with_lengths=True))
+    margins = np.concatenate([np.empty(0), *(part.margins for part in parts)])
+    longer = np.concatenate([np.empty(0, bool), *(part.chosen_longer for part in parts)])
+    return {"sigma": yardstick.sigma, "margins": preview(margins, longer, yardstick.sigma)}
+
+
+def _rounds(status: Entry, round: int | None) -> list[Entry]:
+    judged = [entry for entry in status["rounds"] if entry["artifacts"].get("judgments")]
+    found = [entry for entry in judged if round is None or entry["round"] == round]
+    if not found:
+        there = ", ".join(str(entry["round"]) for entry in judged) or "none yet"
+        wanted = "finished rounds" if round is None else f"finished round {round}"
+        raise ConfigError(f"run {status['name']!r} has no {wanted} to pair anew; it has {there}")
+    return found
+
+
+def _stored(run: Run, entry: Entry) -> tuple[Artifact, Artifact]:
+    """The round's candidates and judgments."""
+    keys = entry["artifacts"]
+    for stage in JUDGED:
+        if (run.store.root / stage / keys["judgments"]).is_dir():
+            return run.store.get("candidates", keys["candidates"]), run.store.get(stage, keys["judgments"])
+    raise StoreError(f"round {entry['round']} of {run.name!r}: its judgments {keys['judgments']} are gone")
+
+
+# ---------------------------------------------------------------------------------------------- showing it
+def pairs_table(result: Entry) -> RenderableType:
+    """A line a round, and under it why groups gave no pair."""
+    table = Table("round", box=SIMPLE)
+    for column in ("pairs", "prompts", "of", "mean margin", "median"):
+        table.add_column(column, justify="right")
+    notes = []
+    for entry in result["rounds"]:
+        margin = entry["margin"]
+        figures = (f"{margin['mean']:.3f}", f"{margin['median']:.3f}") if margin else ("", "")
+        counts = (entry["pairs"], entry["paired"], entry["groups"])
+        table.add_row(str(entry["round"]), *(f"{count:,}" for count in counts), *figures)
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
+        own = " (the run's own)" if entry["own"] else ""
+        notes += [f"round {entry['round']}: dropped: {dropped}", f"  [dim]{entry['link']}{own}[/]"]
+    return Group(table, *(Padding(note, (0, 2)) for note in notes))
+
+
+def margins_table(result: Entry) -> RenderableType:
+    """A table a round, a line a margin."""
+    return Group(*(_margins(entry) for entry in result["rounds"]))
+
+
+def _margins(entry: Entry) -> RenderableType:
+    table = Table(title=f"round {entry['round']}: what would each margin keep?", box=SIMPLE, title_justify="left")
+    for column in ("margin", "in σ", "pairs", "share", "mean margin", "longer chosen"):
+        table.add_column(column, justify="right")
+    for row in entry["margins"]:
+        sigma = "" if row["sigma"] is None else f"{row['sigma']:.2f}"
+        table.add_row(
+            f"{row['margin']:.4g}", sigma, f"{row['pairs']:,}", f"{row['share']:.0%}", f"{row['mean_margin']:.4g}",
+            f"{row['chosen_longer']:.0%}",
+        )  # fmt: skip
+    return table if entry["margins"] else Group(table, Padding("no group gives a pair", (0, 2)))

@@ -1,0 +1,91 @@
+"""The replay stage: a round's pairs, and with them some of earlier rounds and of another run, to be trained on.
+
+fresh pairs, earlier pairs → replay/<key>/     rows as they were, each with its own round and id
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flows.session import Session
+from flows.sources import find_policy, pairs_of_run
+from pipeline.errors import ConfigError
+from pipeline.pairing.replay import draw, replayed
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.types import Policy
+
+OFFLINE = "pairing.replay.offline"
+
+
+def replay(session: Session, pairs: Artifact, earlier: Sequence[Artifact], round: int) -> Artifact:
+    """The fresh pairs first, then the replayed ones, in the order in which they were made.
+
+    A pair that lies in several of the artifacts is there once. ``dropped`` counts those that are not: ``repeated``,
+    and ``not_drawn``.
+    """
+    config, seed = session.config.pairing.replay, session.config.seed
+    pools = [*earlier, *offline_pairs(session)]
+    inputs = {"pairs": pairs.key} | {f"earlier {number}": pool.key for number, pool in enumerate(pools)}
+    spec = Spec("replay", 1, {"share": config.share, "seed": seed, "round": round}, inputs)
+
+    def build(draft: Draft) -> Artifact:
+        with session.console.stage("replay") as progress:
+            fresh, others = _ids([pairs]), _ids(pools)
+            known = set(fresh)
+            candidates = {one for one in others if one not in known}
+            drawn = draw(candidates, replayed(len(fresh), config.share), f"{seed} {round}")
+            rounds = Counter[int]()
+            for number, table in enumerate(_mixed(pairs, pools, drawn)):
+                rounds.update(table["round"].to_pylist())
+                if not draft.has_shard(number):
+                    draft.commit_shard(number, table)
+            total = len(fresh) + len(drawn)
+            progress(total, total, f"{len(fresh)} fresh, {len(drawn)} replayed")
+        return draft.finish(
+            {"fresh": len(fresh), "replayed": len(drawn), "rounds": {str(one): rounds[one] for one in sorted(rounds)}},
+            rows_in=len(fresh) + len(others),
+            dropped={"repeated": len(others) - len(candidates), "not_drawn": len(candidates) - len(drawn)},
+        )
+
+    return session.store.make(spec, build)
+
+
+def offline_pairs(session: Session) -> list[Artifact]:
+    """Pairs of another run, by round. Raises ConfigError where it has none."""
+    given = session.config.pairing.replay.offline
+    return [] if given is None else pairs_of_run(given, session.run.workspace, OFFLINE)
+
+
+def check_replay(session: Session, policy: Policy) -> None:
+    """Refuse to replay what cannot be: called before the first round.
+
+    Raises:
+        ConfigError: the other run has no pairs, or they are in the ids of another vocabulary.
+    """
+    given = session.config.pairing.replay.offline
+    if given is None:
+        return
+    offline_pairs(session)
+    other = find_policy(given.partition(":")[0], session.run.workspace, OFFLINE)
+    assert isinstance(other, Policy), "a run's policy is in the store"
+    if other.path != policy.path and session.tokenizer(other).get_vocab() != session.tokenizer(policy).get_vocab():
+        raise ConfigError(f"{OFFLINE} {given!r} is of a run with another vocabulary; allowed: one with the same")
+
+
+def _ids(artifacts: Iterable[Artifact]) -> list[str]:
+    return [one for each in artifacts for table in each.tables(["pair_id"]) for one in table["pair_id"].to_pylist()]
+
+
+def _mixed(pairs: Artifact, pools: Iterable[Artifact], drawn: Iterable[str]) -> Iterator[pa.Table]:
+    """The fresh shards as they are, then the drawn rows, a table an artifact they come from."""
+    yield from pairs.tables()
+    wanted = set(drawn)
+    for pool in pools:
+        parts = []
+        for table in pool.tables():
+            taken = table.filter(pc.is_in(table["pair_id"], pa.array(sorted(wanted), pa.string())))
+            wanted.difference_update(taken["pair_id"].to_pylist())
+            parts.append(taken)
+        yield pa.concat_tables(parts)
