@@ -105,6 +105,8 @@ class ApiServer:
         self.files: dict[str, bytes] = {}
         self.random = random.Random(seed)
         self.busy, self.most_busy = 0, 0
+        self.gate: Callable[[], bool] | None = None
+        """Nobody is answered before this holds: for tests that need several calls to be on their way at once."""
         self.waiting: deque[Callable[[], None]] = deque()
         self.connections: set[asyncio.Transport] = set()
         self.base_url = ""
@@ -165,6 +167,9 @@ class ApiServer:
         self.loop.call_at((arrived or self.loop.time()) + self.latency, self._finish, work)
 
     def _finish(self, work: Callable[[], None]) -> None:
+        if self.gate is not None and not self.gate():
+            self.loop.call_later(0.005, self._finish, work)
+            return
         self.busy -= 1
         work()
         if self.waiting:

@@ -7,7 +7,7 @@ from typing import Any
 from judges.llm.scales import Scale, Structured, written
 from pipeline.types import Candidate, Group, Prompt
 
-JURY = {"model": "judge", "structured": "json_schema", "tries": 1, "timeout": 2.0}
+JURY = {"model": "judge", "structured": "json_schema", "tries": 1, "timeout": 10.0}
 
 
 def group(*texts: str, prompt: str = "p") -> Group:

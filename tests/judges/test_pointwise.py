@@ -131,7 +131,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_an_abstention_with_its_name_and_the_other_candidates_are_judged(judge: Make, fault: str) -> None:
     with ApiServer(answers(RATING, rate), script=[fault]) as server:
-        (judgment,) = judge(server, timeout=0.3, concurrency=1).judge([group("3 a", "9 b")])
+        patience = 1.5 if fault == "timeout" else 10.0
+        (judgment,) = judge(server, timeout=patience, concurrency=1).judge([group("3 a", "9 b")])
     assert judgment.scores == (None, 9.0)
     assert judgment.votes[0]["abstained"] == judgment.votes[0]["calls"][0]["abstained"] == FAULTS[fault]
     assert "abstained" not in judgment.votes[1]
@@ -171,6 +172,7 @@ def test_what_cannot_work_at_all_is_an_error_and_answers_on_their_way_are_kept(j
 def test_where_one_of_a_jury_cannot_work_the_others_finish_what_is_on_its_way_and_no_more(judge: Make) -> None:
     groups = [group("3 a", prompt=f"p{i}") for i in range(60)]
     with ApiServer(script=["unauthorised"]) as broken, ApiServer(answers(RATING, rate), latency=0.2) as good:
+        broken.gate = lambda: len(good.calls) >= 2
         with pytest.raises(JudgeError):
             judge(broken, good, concurrency=2).judge(groups)
         assert 2 <= len(good.calls) == len(good.answered) < 60
@@ -210,7 +212,8 @@ def test_the_plan_is_what_is_asked(judge: Make, server: ApiServer) -> None:
 
 def test_all_groups_are_asked_about_at_once_as_far_as_the_endpoint_allows(judge: Make) -> None:
     groups = [group("3 a", prompt=f"p{i}") for i in range(60)]
-    with ApiServer(answers(RATING, rate), latency=0.1) as server:
+    with ApiServer(answers(RATING, rate), latency=0.01) as server:
+        server.gate = lambda: len(server.calls) >= 30
         judge(server, concurrency=30).judge(groups)
         assert server.most_busy == 30
 
