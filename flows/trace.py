@@ -1,7 +1,6 @@
 """``ratchet trace``: all that made a pair, JSON-serialisable; ``flows.trace_tree`` shows it to people."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from flows.judging import LEDGER
 from flows.request import RESULT
 from flows.sources import NAMED, OF_RUN, TRAINED
+from pipeline.calls.recall import PaidCall
 from pipeline.commands import read_commands
 from pipeline.errors import ConfigError
 from pipeline.lineage import search
@@ -88,18 +88,20 @@ def _candidates(found: Lineage) -> list[dict[str, Any]]:
     scores: dict[int, float | None] = {} if opinion is None else dict(enumerate(opinion.scores))
     if not scores:
         scores = {pair.chosen.index: pair.score_chosen, pair.rejected.index: pair.score_rejected}
+    roles = {pair.chosen.index: "chosen", pair.rejected.index: "rejected"}
     rows = [
-        _candidate(each, scores.get(each.index), {pair.chosen.index: "chosen", pair.rejected.index: "rejected"})
+        _candidate(each, scores.get(each.index), roles.get(each.index), found.answers.get(each.index))
         for each in found.candidates or (pair.chosen, pair.rejected)
     ]
     return sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["index"]))
 
 
-def _candidate(candidate: Candidate, score: float | None, roles: Mapping[int, str]) -> dict[str, Any]:
+def _candidate(candidate: Candidate, score: float | None, role: str | None, call: PaidCall | None) -> dict[str, Any]:
     return {
-        "index": candidate.index, "role": roles.get(candidate.index), "score": score, "text": candidate.text,
+        "index": candidate.index, "role": role, "score": score, "text": candidate.text,
         "model": candidate.model, "seed": candidate.seed, "finish_reason": candidate.finish_reason,
         "tokens": len(candidate.token_ids), "cumulative_logprob": candidate.cumulative_logprob,
+        "call": None if call is None else asdict(call),
     }  # fmt: skip
 
 

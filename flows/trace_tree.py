@@ -69,6 +69,8 @@ def _candidates(tree: Tree, found: Mapping[str, Any]) -> None:
         said = [row["finish_reason"], f"{row['tokens']} tokens" if row["tokens"] else "", f"seed {row['seed']}"]
         if row["model"]:
             said.insert(0, f"by {row['model']}")
+        if row["call"] is not None:
+            said.append(_paid(row["call"]))
         branch.add(
             f"[{colour}]{_score(row['score']):>8} {row['role'] or '':<8}[/] {_text(row['text'])}"
             f" [dim]#{row['index']}, {escape(', '.join(filter(None, said)))}[/]"
@@ -156,8 +158,12 @@ def _call(about: str, call: Mapping[str, Any], opinion: Mapping[str, Any]) -> st
     if paid is None:
         tried = f" tries: {_settings(unanswered)};" if unanswered else ""
         return f"{head} [dim]{tried} call {key[:DIGITS]}, no answer in the ledger[/]"
-    paid_for = f"{paid['tokens_in']:,} + {paid['tokens_out']:,} tokens, {paid['cost']:.6g} paid by {paid['account']}"
-    return f"{head} {_text(paid['text'])} [dim]{paid['at']}, {escape(paid_for)}, call {key[:DIGITS]}[/]"
+    return f"{head} {_text(paid['text'])} [dim]{escape(_paid(paid))}[/]"
+
+
+def _paid(call: Mapping[str, Any]) -> str:
+    tokens = f"{call['tokens_in']:,} + {call['tokens_out']:,} tokens"
+    return f"{call['at']}, {tokens}, {call['cost']:.6g} paid by {call['account']}, call {call['key'][:DIGITS]}"
 
 
 # ---------------------------------------------------------------------------------------------- what came before

@@ -20,6 +20,7 @@ from pipeline.candidates import SHARD, all_groups, asked_digest, group_shards, s
 from pipeline.config import RunConfig
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
+from pipeline.sampling.proposals import Proposer, identity
 from pipeline.store import Artifact, Draft, Spec, Store, digest
 from pipeline.tables import candidates_table, judgments_table, pairs_table, prompts_table, read_judgments
 from pipeline.types import Candidate, GateDecision, Group, PreferencePair, Prompt, RoundState
@@ -137,6 +138,22 @@ class Place:
         spec = Spec("replay", 1, {"share": 0.2}, {"pairs": pairs.key, "earlier 0": earlier.key})
         return self._make(spec, shards=[*pairs.tables(), again])
 
+    def proposals(self, name: str, server: ApiServer, count: int = 4, n: int = 2) -> Artifact:
+        """By the real proposer, through the workspace's ledger."""
+        endpoint = _endpoint(server, name, knobs.Endpoint)
+        model = knobs.ServedModel(type="server", endpoints=[endpoint], n=n, system="Be brief")
+        config = {"name": name, "seed": 7, "round": 0, "model": identity(model)}
+        proposer = Proposer(name, model, Desk(str(self.workspace / LEDGER), "demo"), 7, 0, 1.0)
+        made = proposer.propose(prompts(count))
+        proposer.close()
+
+        def build(draft: Draft) -> Artifact:
+            write_asked(draft, prompts(count))
+            draft.commit_shard(0, candidates_table(made.groups))
+            return draft.finish({"model": name})
+
+        return self.store.make(Spec("proposals", 1, config), build)
+
     def together(self, sources: Mapping[str, Artifact]) -> Artifact:
         """One group a prompt of several models' candidates."""
         spec = Spec("candidates", 4, {}, {f"candidates {name}".rstrip(): each.key for name, each in sources.items()})
@@ -210,8 +227,9 @@ def shard_boundary() -> int:
     return SHARD + 2
 
 
-def _endpoint(server: ApiServer, model: str) -> dict[str, Any]:
-    return JURY | {"model": model, "base_url": server.base_url, "price_in": 2.0, "price_out": 10.0}
+def _endpoint(server: ApiServer, model: str, kind: type[knobs.Endpoint] = knobs.JudgeEndpoint) -> dict[str, Any]:
+    settings = JURY | {"model": model, "base_url": server.base_url, "price_in": 2.0, "price_out": 10.0}
+    return {name: value for name, value in settings.items() if name in kind.model_fields}
 
 
 def _candidates(

@@ -1,9 +1,12 @@
 """The walk itself: a pair's id in, everything behind the pair out.
 
-pair ─ pairs artifact(s) ─┬─ candidates ─┬─ prompt ─ prompts artifact
-                          │              └─ policy ─ training ─ policy ─ … ─ first checkpoint
-                          ├─ judgments ─ votes ─ paid calls        (a panel: its members' each)
-                          └─ rounds that used it ─ commands
+    pair ─ pairs artifact(s) ─┬─ candidates ─┬─ prompt ─ prompts artifact
+                              │              ├─ proposals ─ paid calls
+                              │              └─ policy ─ training ─ policy ─ … ─ first checkpoint
+                              ├─ judgments ─ votes ─ paid calls        (a panel: its members' each)
+                              └─ rounds that used it ─ commands
+
+What is gone or cannot be read is told as such; the rest is still told.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +15,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.calls.recall import PaidCall
 from pipeline.candidates import group_of
 from pipeline.commands import Command, read_commands
 from pipeline.errors import StoreError
+from pipeline.lineage.answers import paid_answers
 from pipeline.lineage.catalogue import Catalogue, Chronicle, Made
 from pipeline.lineage.policies import Step, chain
 from pipeline.lineage.search import Found, find_pair, holds, pair_artifacts
@@ -68,6 +73,8 @@ class Lineage:
     """The prompt set the prompt is of, where a run tells."""
     candidates: tuple[Candidate, ...]
     """All of the group; empty where they are gone."""
+    answers: Mapping[int, PaidCall]
+    """The calls that candidates of served models came from, by index."""
     sampling: tuple[Made, ...]
     """The candidates artifact, with the sampler's settings, and what it was made from: what each model proposed."""
     policies: Mapping[str, tuple[Step, ...]]
@@ -104,6 +111,7 @@ def lineage(workspace: Path, pair_id: str, ledger: Path) -> Lineage:
         searched=found.searched,
         prompts=_prompts(catalogue, pair),
         candidates=group,
+        answers=paid_answers(catalogue, ledger, [artifact for _, artifact in made], pair.prompt.id, group),
         sampling=tuple(Made.of(artifact) for _, artifact in made),
         policies={role: tuple(chain(catalogue, digest)) for role, digest in _policies(catalogue, made).items()},
         opinion=opinion_of(catalogue, ledger, pair.judgments_key, pair.prompt.id, shard),

@@ -11,6 +11,7 @@ from pipeline.lineage.walk import Lineage, lineage
 from pipeline.store import Artifact
 from pipeline.tables import read_pairs
 from pipeline.types import PreferencePair
+from tests.api_server import ApiServer
 from tests.traced import (
     BASE,
     DECODING,
@@ -189,6 +190,20 @@ def test_a_proposers_candidate_is_told_by_its_name(place: Place) -> None:
     assert found.pair.chosen.model == "strong"
     assert [each.model for each in found.candidates] == ["", "", "", "", "strong"]
     assert found.sampling[0].config["models"] == ["strong"]
+
+
+def test_a_served_models_candidate_leads_to_the_call_it_was_bought_with(place: Place) -> None:
+    place.policy()
+    with ApiServer(lambda body: f"9 {body['seed']}", script=[None, "empty"]) as server:
+        made = place.together({"": place.candidates(count=2, n=2), "strong": place.proposals("strong", server, 2)})
+    found = walk(place, pair_of(place.pairs(made, place.judgments(made)), 1))
+    bought = {each.index: each for each in found.candidates if each.model == "strong"}
+    assert bought
+    assert found.answers.keys() == bought.keys()
+    for index, call in found.answers.items():
+        assert (call.text, call.account, call.model) == (bought[index].text, "demo", "strong")
+        assert call.cost > 0
+    assert found.gaps == ()
 
 
 def test_preference_data_without_a_policy_has_no_chain_and_no_gap(place: Place) -> None:
