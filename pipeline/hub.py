@@ -7,8 +7,9 @@ anything that went wrong the Hub is looked at anew, and what it has by then is n
 interrupted, however, is finished by pushing again.
 
 Rounds are tags (``round-002``), not branches: ``load_dataset(name, revision="round-002")`` reads both, but a tag says
-that it stays what it is. A round pushed again changes nothing, not even ``main``; a tag that holds something else is
-moved only where that is asked for. ``main`` has what was pushed last.
+that it stays what it is. A round pushed again changes nothing; a tag that holds something else is moved only where that
+is asked for. ``main`` has the newest: where the repository has a later round's tag, an older round is committed on a
+branch beside ``main`` that lasts until it is tagged.
 
 What a push brought is listed in the repository, in ``.ratchet-files``; the next one deletes what it lacks of these
 files and leaves all others alone: a licence that somebody added stays.
@@ -17,13 +18,14 @@ files and leaves all others alone: a licence that somebody added stays.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, HubError
 from pipeline.protocols import Progress, silent
-from pipeline.remote import OVERTAKEN, WAITS, Content, Kind, Refusal, Remote, size_of
+from pipeline.refusals import Refusal
+from pipeline.remote import MAIN, OVERTAKEN, WAITS, Content, Kind, Remote, size_of
 
 PREFIX = "hub:"
 NAME = re.compile(r"(?=.{3,96}\Z)[a-zA-Z0-9](?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?", re.ASCII)
@@ -31,6 +33,8 @@ TAG = re.compile(r"[a-zA-Z0-9](?:[\w.-]*\w)?", re.ASCII)
 MANIFEST = ".ratchet-files"
 """The files that pushes brought, one path a line. Neither ``datasets`` nor ``transformers`` reads a file so named."""
 HUBS_OWN = ".gitattributes"
+SIDE = "pushing-"
+"""What the branch beside ``main`` is called, before the tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Change:
 
     sent: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
+    branch: str | None = None
+    """Where it was committed."""
 
 
 def parse_destination(to: str) -> Path | str:
@@ -89,7 +95,7 @@ def push(
     folder: Path, repo: str, kind: Kind, *, message: str, private: bool = True, tag: str | None = None,
     move_tag: bool = False, progress: Progress = silent,
 ) -> Pushed:  # fmt: skip
-    """Make the repository's ``main`` what ``folder`` is, and ``tag`` its name; one round a call, oldest first.
+    """Make the repository's ``main`` what ``folder`` is, and ``tag`` its name; one round a call.
 
     A repository that does not exist is made, private unless ``private`` is false. One that exists stays as it is: a
     public one is not pushed to where private was asked for, and ``Pushed.private`` says what it is.
@@ -113,24 +119,50 @@ def push(
     remote = Remote(repo, kind, progress)
     with remote.session():
         private = remote.settle(private)
-        held = remote.tagged(tag) if tag is not None else None
-        if held is not None:
-            differing = _change(files, held, remote).sent
-            if not differing:
-                return Pushed(repo, kind, remote.url, held, tag, private, present=len(files) - 1)
-            if not move_tag:
-                raise HubError(
-                    f"tag {tag!r} of {repo!r} holds something else (commit {held[:12]}; {differing[0]!r} differs): push"
-                    " under another tag or to another repository, or ask for the tag to be moved"
-                )
-        commit, change = _mirror(files, message, remote)
-        if tag is not None:
-            remote.put_tag(tag, commit, held)
+        if tag is None:
+            held, (commit, change) = None, _mirror(files, message, remote, MAIN)
+        else:
+            held, commit, change = _push_tag(files, message, remote, tag, move_tag)
     sent = tuple(path for path in change.sent if path != MANIFEST)
     return Pushed(
         repo, kind, remote.url, commit, tag, private, sent, present=len(files) - 1 - len(sent), deleted=change.deleted,
-        bytes=sum(size_of(files[path]) for path in sent), moved_from=held,
+        bytes=sum(size_of(files[path]) for path in sent), moved_from=held if held != commit else None,
     )  # fmt: skip
+
+
+def _push_tag(
+    files: Mapping[str, Content], message: str, remote: Remote, tag: str, move: bool
+) -> tuple[str | None, str, Change]:
+    """The commit that ``tag`` named, the one it names now, and what was changed to make that."""
+    refs = remote.refs()
+    if tag in refs.branches:
+        raise HubError(f"{remote.repo!r} has a branch {tag!r}, which a tag would be mistaken for: push under another")
+    held, side = refs.tags.get(tag), f"{SIDE}{tag}"
+    differing = _change(files, held, remote).sent if held is not None else ()
+    if held is not None and differing and not move:
+        raise HubError(
+            f"tag {tag!r} of {remote.repo!r} holds something else (commit {held[:12]}; {differing[0]!r} differs): push"
+            " under another tag or to another repository, or ask for the tag to be moved"
+        )
+    commit, change = held, Change()
+    if commit is None or differing:
+        branch = side if any(_later(each, tag) for each in refs.tags) else MAIN
+        if branch == side:
+            remote.make_branch(side)
+        commit, change = _mirror(files, message, remote, branch)
+        remote.put_tag(tag, commit, held)
+    if side in refs.branches or change.branch == side:
+        remote.drop_branch(side)
+    return held, commit, change
+
+
+def _later(one: str, other: str) -> bool:
+    """``round-010`` is later than ``round-009``."""
+    numbered = [re.fullmatch(r"(.*?)(\d+)", tag) for tag in (one, other)]
+    match numbered:
+        case [re.Match() as first, re.Match() as second]:
+            return first[1] == second[1] and int(first[2]) > int(second[2])
+    return False
 
 
 def _contents(folder: Path) -> dict[str, Content]:
@@ -150,19 +182,19 @@ def _contents(folder: Path) -> dict[str, Content]:
     return found
 
 
-def _mirror(files: Mapping[str, Content], message: str, remote: Remote) -> tuple[str, Change]:
-    """Make ``main`` what ``files`` are. The commit that is so, and what was changed to get there."""
-    waits, done, made = list(WAITS), Change(), None
+def _mirror(files: Mapping[str, Content], message: str, remote: Remote, branch: str) -> tuple[str, Change]:
+    """Make a branch's head what ``files`` are. The commit that is so, and what was changed to get there."""
+    waits, done, made = list(WAITS), Change(branch=branch), None
     while True:
-        head = remote.head()
+        head = remote.head(branch)
         change = _change(files, head, remote)
         if head is not None and not change.sent:
             return head, done
         if made is not None and made == head:
             raise HubError(f"the Hub took the commit without {change.sent[0]!r}: does a .gitignore there leave it out?")
-        done = change
+        done = replace(change, branch=branch)
         try:
-            made = remote.commit({path: files[path] for path in change.sent}, change.deleted, message, head)
+            made = remote.commit(branch, {path: files[path] for path in change.sent}, change.deleted, message, head)
         except Refusal as refusal:
             if not waits or not (refusal.passing or refusal.status in OVERTAKEN):
                 raise
@@ -184,8 +216,8 @@ def _same(content: Content, there: Any) -> bool:
     if there is None or there.size != size_of(content):
         return False
     if there.lfs is not None:
-        return _hash(content, hashlib.sha256()) == there.lfs.sha256
-    return _hash(content, hashlib.sha1(b"blob %d\0" % there.size)) == there.blob_id
+        return _hash(content, hashlib.sha256()) == str(there.lfs.sha256)
+    return _hash(content, hashlib.sha1(b"blob %d\0" % there.size)) == str(there.blob_id)
 
 
 def _hash(content: Content, algorithm: Any) -> str:

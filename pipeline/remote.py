@@ -9,44 +9,40 @@ Tokens are huggingface_hub's business: ``HF_TOKEN``, or what ``hf auth login`` s
 error has no chain, because a failed request carries its headers.
 """
 
-import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pipeline.calls.limits import retry_after
 from pipeline.errors import HubError
 from pipeline.protocols import Progress
+from pipeline.refusals import LOG_IN, Refusal, one_line, refusal_of
 
 Kind = Literal["dataset", "model"]
 Content = Path | bytes
 T = TypeVar("T")
 
+MAIN = "main"
+
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)
 """Seconds between tries where the Hub asks for no other; what huggingface_hub waits."""
-PASSING = {408, 429, 500, 502, 503, 504}
 OVERTAKEN = {409, 412}
 """It is there already, or something else came first: a first try whose answer was lost, or somebody else."""
 SILENCE = 600.0
 """Seconds without a byte after which a connection is given up."""
 BATCH_FILES, BATCH_BYTES = 64, 1 << 30
 """Progress is told after so many files or bytes; of a batch huggingface_hub uploads several files at once."""
-LOG_IN = "set HF_TOKEN, or run `hf auth login`"
-LATER = "push again later: what has arrived is not sent again"
 
 
-class Refusal(HubError):
-    """One call of the Hub's client that failed. Holds no request, no response and no other exception."""
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """The commits that names stand for."""
 
-    def __init__(self, message: str, status: int | None = None, passing: bool = False, pause: float = 0.0) -> None:
-        super().__init__(message)
-        self.status, self.passing = status, passing
-        self.pause = pause
-        """Seconds the Hub asks to wait."""
+    tags: Mapping[str, str]
+    branches: Mapping[str, str]
 
 
 def size_of(content: Content) -> int:
@@ -70,11 +66,11 @@ class Remote:
         self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
         self._sent = (0, 0)
         """Bytes uploaded, of how many."""
-        self._plain = _one_line
+        self._plain = one_line
         token = self._call("logging in for", get_token)
         if token is None:
             raise HubError(f"no token to push to {repo!r} with: {LOG_IN}")
-        self._plain = lambda text: _one_line(text.replace(token, "…"))
+        self._plain = lambda text: one_line(text.replace(token, "…"))
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -113,11 +109,11 @@ class Remote:
             )
         return bool(info.private)
 
-    def head(self) -> str | None:
-        """The newest commit on ``main``; None: there is none."""
-        info = self._info()
+    def head(self, branch: str) -> str | None:
+        """A branch's newest commit; None: the repository has none at all."""
+        info = self._info(branch)
         if info is None:
-            raise HubError(f"the Hub has no {self.kind} {self.repo!r} any more (404)")
+            raise HubError(f"the Hub has no {self.kind} {self.repo!r} with a branch {branch!r} any more (404)")
         return info.sha if info.sha is None else str(info.sha)
 
     def tree(self, commit: str) -> Mapping[str, Any]:
@@ -143,12 +139,19 @@ class Remote:
 
         return self._call("reading", text, waits=())
 
-    def tagged(self, tag: str) -> str | None:
-        """The commit the tag names."""
+    def refs(self) -> Refs:
         refs = self._call("reading the tags of", lambda: self._api.list_repo_refs(self.repo, repo_type=self.kind))
-        if any(each.name == tag for each in refs.branches):
-            raise HubError(f"{self.repo!r} has a branch {tag!r}, which a tag would be mistaken for: push under another")
-        return next((str(each.target_commit) for each in refs.tags if each.name == tag), None)
+        tags, branches = ({each.name: str(each.target_commit) for each in of} for of in (refs.tags, refs.branches))
+        return Refs(tags, branches)
+
+    def make_branch(self, branch: str) -> None:
+        """From ``main``'s head, unless there is such a branch."""
+        api, repo, kind = self._api, self.repo, self.kind
+        self._call("branching", lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True))
+
+    def drop_branch(self, branch: str) -> None:
+        api, repo, kind = self._api, self.repo, self.kind
+        self._gone("dropping a branch of", lambda: api.delete_branch(repo, branch=branch, repo_type=kind))
 
     def put_tag(self, tag: str, commit: str, held: str | None) -> None:
         """Let ``tag``, which names ``held``, name ``commit``."""
@@ -156,32 +159,30 @@ class Remote:
         if held == commit:
             return
         if held is not None:
-            try:
-                self._call("moving a tag of", lambda: api.delete_tag(repo, tag=tag, repo_type=kind))
-            except Refusal as refusal:
-                if refusal.status != 404:  # else a first try's answer was lost
-                    raise
+            self._gone("moving a tag of", lambda: api.delete_tag(repo, tag=tag, repo_type=kind))
         try:
             self._call("tagging", lambda: api.create_tag(repo, tag=tag, revision=commit, repo_type=kind))
         except Refusal as refusal:
-            if refusal.status not in OVERTAKEN or self.tagged(tag) != commit:
+            if refusal.status not in OVERTAKEN or self.refs().tags.get(tag) != commit:
                 raise
 
-    def commit(self, files: Mapping[str, Content], lost: Sequence[str], message: str, parent: str | None) -> str:
-        """One commit on ``main`` that adds ``files`` and deletes ``lost``, if ``main`` is still at ``parent``."""
+    def commit(
+        self, branch: str, files: Mapping[str, Content], lost: Sequence[str], message: str, parent: str | None
+    ) -> str:
+        """One commit on ``branch`` that adds ``files`` and deletes ``lost``, if it is still at ``parent``."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         additions = [CommitOperationAdd(path, content) for path, content in files.items()]
-        self._upload(additions, sum(size_of(content) for content in files.values()))
+        self._upload(branch, additions, sum(size_of(content) for content in files.values()))
         operations = [*additions, *(CommitOperationDelete(path, is_folder=False) for path in lost)]
         made = self._call("committing to", lambda: self._api.create_commit(
-            self.repo, operations, commit_message=message, repo_type=self.kind, parent_commit=parent,
+            self.repo, operations, commit_message=message, repo_type=self.kind, revision=branch, parent_commit=parent,
         ), waits=())  # fmt: skip
         return str(made.oid)
 
-    def _upload(self, additions: Sequence[Any], total: int) -> None:
+    def _upload(self, branch: str, additions: Sequence[Any], total: int) -> None:
         def upload() -> None:
-            self._api.preupload_lfs_files(self.repo, batch, repo_type=self.kind, free_memory=False)
+            self._api.preupload_lfs_files(self.repo, batch, repo_type=self.kind, revision=branch, free_memory=False)
 
         self._sent = (0, total)
         for batch in _batches(additions):
@@ -190,9 +191,16 @@ class Remote:
             self._sent = (self._sent[0] + sum(each.upload_info.size for each in batch), total)
         self.progress(*self._sent, "committing")
 
-    def _info(self) -> Any:
+    def _gone(self, doing: str, delete: Callable[[], None]) -> None:
         try:
-            return self._call("reading", lambda: self._api.repo_info(self.repo, repo_type=self.kind))
+            self._call(doing, delete)
+        except Refusal as refusal:
+            if refusal.status != 404:  # else a first try's answer was lost
+                raise
+
+    def _info(self, branch: str = MAIN) -> Any:
+        try:
+            return self._call("reading", lambda: self._api.repo_info(self.repo, revision=branch, repo_type=self.kind))
         except Refusal as refusal:
             if refusal.status == 404:
                 return None
@@ -217,54 +225,6 @@ class Remote:
         seconds = max(seconds, refusal.pause)
         self.progress(*self._sent, f"{refusal}; trying again in {seconds:.0f} s")
         time.sleep(seconds)
-
-
-def refusal_of(doing: str, error: BaseException, plain: Callable[[str], str]) -> Refusal:
-    """The failed call in one line a user can act on."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # the wrapping of an upload's thread
-        error = error.__cause__
-    said = plain(f"{type(error).__name__}: {error}")
-    match error:
-        case HfHubHTTPError():
-            return _answered(doing, error, plain)
-        case OfflineModeIsEnabled():
-            return Refusal(f"{doing}: HF_HUB_OFFLINE is set: unset it")
-        case httpx2.TimeoutException() | httpx2.NetworkError() | httpx2.RemoteProtocolError():
-            return Refusal(f"{doing}: the Hub cannot be reached or hung up ({said}); {LATER}", passing=True)
-        case json.JSONDecodeError():  # a gateway's page in place of the Hub's answer
-            return Refusal(f"{doing}: the Hub's answer is no JSON; {LATER}", passing=True)
-    return Refusal(f"{doing}: {said}")
-
-
-def _answered(doing: str, error: Any, plain: Callable[[str], str]) -> Refusal:
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    status, headers = error.response.status_code, error.response.headers
-    said = f"({status}: {plain(error.server_message)})" if error.server_message else f"({status})"
-    if status in PASSING:
-        limit, pause = parse_ratelimit_headers(headers), retry_after(headers.get("retry-after"))
-        if pause is None and limit is not None and limit.remaining == 0:
-            pause = float(limit.reset_in_seconds)
-        why = f"{doing}: the Hub is overloaded or out of order {said}; {LATER}"
-        return Refusal(why, status, passing=True, pause=pause or 0.0)
-    match status:
-        case 401:
-            what = f"the Hub does not accept the token {said}: {LOG_IN}"
-        case 403:
-            what = f"the token may not do that {said}: {LOG_IN}, with a token that may write there"
-        case 404:
-            what = f"the Hub has none that this token may see {said}: is the name right?"
-        case _:
-            what = f"the Hub refuses {said}"
-    return Refusal(f"{doing}: {what}", status)
-
-
-def _one_line(text: str) -> str:
-    """Without the query of an address: an upload's is signed."""
-    return " ".join(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text).split())[:300]
 
 
 HTTP_LOG = "huggingface_hub.utils._http"

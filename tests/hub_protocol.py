@@ -2,7 +2,7 @@
 transfer, downloads. No HTTP here: a request in, an answer out.
 
 It believes nothing: contents are hashed, a large file must have arrived before a commit may name it, and a commit's
-parent must be ``main``'s head. Listings come in pages.
+parent must be its branch's head. Listings come in pages.
 """
 
 import base64
@@ -66,23 +66,26 @@ class Repo:
     """Of ``main``, oldest first."""
     tags: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    """Others than ``main``."""
+    made: dict[str, Commit] = field(default_factory=dict)
+    """All commits, by oid."""
 
     @property
     def head(self) -> Commit:
         return self.commits[-1]
 
-    def add(self, title: str, description: str, files: Mapping[str, File]) -> Commit:
-        seed = f"{self.kind} {self.name} {len(self.commits)} {title} {time.time_ns()}"
-        self.commits.append(Commit(hashlib.sha1(seed.encode()).hexdigest(), title, description, dict(files)))
-        return self.head
+    def add(self, title: str, description: str, files: Mapping[str, File], branch: str = "main") -> Commit:
+        seed = f"{self.kind} {self.name} {len(self.made)} {title} {time.time_ns()}"
+        made = Commit(hashlib.sha1(seed.encode()).hexdigest(), title, description, dict(files))
+        self.made[made.oid], self.branches[branch] = made, made.oid
+        if branch == "main":
+            self.commits.append(made)
+        return made
 
     def at(self, revision: str) -> Commit:
-        oid = {**self.branches, **self.tags, "main": self.head.oid}.get(revision, revision)
-        found = [commit for commit in self.commits if commit.oid == oid]
-        if not found:
+        oid = {**self.tags, **self.branches}.get(revision, revision)
+        if oid not in self.made:
             raise Answer.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return found[0]
+        return self.made[oid]
 
     def texts(self, revision: str = "main") -> dict[str, bytes]:
         return {path: file.content for path, file in self.at(revision).files.items() if path != ".gitattributes"}
@@ -209,7 +212,7 @@ def info(hub: Hub, request: Request, kinds: str, repo: str, revision: str | None
 @route("GET /api/{kinds}/{repo}/refs")
 def refs(hub: Hub, request: Request, kinds: str, repo: str) -> Answer:
     found = hub.find(KINDS[kinds], repo)
-    branches = {"main": found.head.oid, **found.branches}
+    branches = found.branches
     return Answer(200, {
         "branches": [{"name": each, "ref": f"refs/heads/{each}", "targetCommit": branches[each]} for each in branches],
         "tags": [{"name": each, "ref": f"refs/tags/{each}", "targetCommit": found.tags[each]} for each in found.tags],
@@ -232,6 +235,19 @@ def untag(hub: Hub, request: Request, kinds: str, repo: str, name: str) -> Answe
     hub.authorise(request, repo.split("/")[0])
     if hub.find(KINDS[kinds], repo).tags.pop(unquote(name), None) is None:
         raise Answer.error(404, "RevisionNotFound", f"No tag {name}")
+    return Answer(200, {})
+
+
+@route("(?P<method>POST|DELETE) /api/{kinds}/{repo}/branch/{name}")
+def branch(hub: Hub, request: Request, kinds: str, repo: str, name: str, method: str) -> Answer:
+    hub.authorise(request, repo.split("/")[0])
+    found = hub.find(KINDS[kinds], repo)
+    if (name in found.branches) == (method == "POST"):
+        raise Answer.error(409 if method == "POST" else 404, "", f"Reference {name} exists or does not")
+    if method == "POST":
+        found.branches[name] = found.at(json.loads(request.body).get("startingPoint", "main")).oid
+    else:
+        del found.branches[name]
     return Answer(200, {})
 
 
@@ -322,12 +338,14 @@ def verify(hub: Hub, request: Request) -> Answer:
 def commit(hub: Hub, request: Request, kinds: str, repo: str, revision: str) -> Answer:
     hub.authorise(request, repo.split("/")[0])
     found = hub.find(KINDS[kinds], repo)
-    assert revision == "main", "this server commits on main alone"
+    if revision not in found.branches:
+        raise Answer.error(404, "RevisionNotFound", f"No branch {revision}")
+    head = found.at(revision)
     header, *operations = [json.loads(line) for line in request.body.splitlines()]
     assert header["key"] == "header", header
-    if header["value"].get("parentCommit", found.head.oid) != found.head.oid:
+    if header["value"].get("parentCommit", head.oid) != head.oid:
         raise Answer.error(412, "", "A commit has happened since. Please refresh and try again.")
-    files = dict(found.head.files)
+    files = dict(head.files)
     for operation in operations:
         key, value = operation["key"], operation["value"]
         if key == "file":
@@ -341,7 +359,7 @@ def commit(hub: Hub, request: Request, kinds: str, repo: str, revision: str) -> 
                 raise Answer.error(404, "EntryNotFound", "A file with this name doesn't exist")
         else:
             raise Answer.error(400, "", f"unknown operation {key}")
-    made = found.add(header["value"]["summary"], header["value"]["description"], files)
+    made = found.add(header["value"]["summary"], header["value"]["description"], files, revision)
     return Answer(200, {"commitUrl": f"{hub.address}/{repo}/commit/{made.oid}", "commitOid": made.oid, "success": True})
 
 

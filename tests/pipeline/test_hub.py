@@ -22,7 +22,7 @@ from tests.hub_server import HubServer
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "org/pairs"
 ON_THE_WAY = [
-    r"GET /api/datasets/org/pairs$", "POST /api/repos/create", "GET .*/refs", "GET .*/tree/", "POST .*/preupload/",
+    "GET .*/revision/main$", "POST /api/repos/create", "GET .*/refs", "GET .*/tree/", "POST .*/preupload/",
     "POST .*/objects/batch", "PUT /lfs/", "POST /lfs-verify", "POST /api/validate-yaml", "POST .*/commit/",
     "POST .*/tag/",
 ]  # fmt: skip
@@ -240,6 +240,24 @@ def test_a_tag_moves_only_where_that_is_asked_for(hub: HubServer, client: Client
     assert moved["moved_from"] == first["commit"]
 
 
+@pytest.mark.parametrize("killed", [None, "POST .*/branch/", "POST .*/commit/", "POST .*/tag/", "DELETE .*/branch/"])
+def test_an_older_round_leaves_main_at_the_newest(
+    killed: str | None, hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    rounds = {f"round-{number:03}": data_set(tmp_path, f"round {number}") for number in (9, 10)}
+    client.push(rounds["round-010"], tag="round-010")
+    if killed is not None:
+        hub.fault(killed, "hold")
+        with Client(hub, tmp_path / "killed") as one:
+            one.start("push", folder=rounds["round-009"], repo=NAME, tag="round-009")
+            assert hub.held.wait(60), one.log.read_text()
+    client.push(rounds["round-009"], tag="round-009")
+    assert held(hub) == held(hub, "round-010") == contents(rounds["round-010"])
+    assert held(hub, "round-009") == contents(rounds["round-009"])
+    assert {*hub.repo(NAME).branches} == {"main"}
+    assert len(hub.repo(NAME).made) == 3
+
+
 def test_a_branch_is_not_mistaken_for_a_tag(hub: HubServer, client: Client, tmp_path: Path) -> None:
     repo = hub.make(NAME)
     repo.branches["round-001"] = repo.head.oid
@@ -268,11 +286,16 @@ def test_a_second_push_survives_faults_where_it_reads_moves_and_deletes(
 ) -> None:
     client.push(data_set(tmp_path, "first", shards=3), tag="round-001")
     second = data_set(tmp_path, "second")
-    for pattern in (f"GET .*/resolve/.*/{MANIFEST}", "DELETE .*/tag/", "POST .*/tag/", "POST .*/commit/"):
+    client.push(second, tag="round-002")
+    for pattern in (f"GET .*/resolve/.*/{MANIFEST}", "POST .*/branch/", "DELETE .*/tag/", "POST .*/tag/",
+                    "POST .*/commit/", "DELETE .*/branch/"):  # fmt: skip
         hub.fault(pattern, fault)
-    client.push(second, tag="round-001", move_tag=True)
-    assert held(hub) == held(hub, "round-001") == contents(second)
-    assert len(hub.repo(NAME).commits) == 3
+    third = data_set(tmp_path, "third", shards=1)
+    client.push(third, tag="round-001", move_tag=True)
+    assert [each.times for each in hub.faults] == [0] * len(hub.faults)
+    assert held(hub) == held(hub, "round-002") == contents(second)
+    assert held(hub, "round-001") == contents(third)
+    assert ({*hub.repo(NAME).branches}, len(hub.repo(NAME).made)) == ({"main"}, 4)
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: HubServer, client: Client, tmp_path: Path) -> None:
