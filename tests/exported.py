@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.candidates import asked_digest, shards, write_asked
-from pipeline.config import RunConfig
+from pipeline.config import DataConfig, RunConfig
 from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec, write_json
 from pipeline.tables import candidates_table, drops_table, judgments_table, pairs_table, prompts_table
@@ -58,6 +58,8 @@ class Making:
     n: int = 4
     chat: bool = False
     panel: bool = False
+    models: tuple[str, ...] = ()
+    """Others' models that answer, in turn: their text alone, no policy and no training."""
     sources: tuple[str, ...] = ("",)
     """Of prompts, in turn."""
     text: str = "what is"
@@ -85,6 +87,11 @@ PANEL: dict[str, Any] = {
         "two": {"judge": {"type": "rules", "rules": {"long": {"type": "regex", "pattern": "answer"}}}},
     },
 }
+EVALUATION: dict[str, Any] = {
+    "win_rate": 0.6, "win_rate_low": 0.52, "win_rate_high": 0.7, "kl": 0.4, "judge": "acme/judge",
+    "judge_labelled": False,
+}  # fmt: skip
+NO_GATE = GateDecision("none", "no policy is trained")
 HEALTH: dict[str, Any] = {
     "figures": {"kappa": 0.41, "canaries": 0.9}, "judge": "acme/judge", "pairs": 120,
     "agreement": {"value": 0.7, "low": 0.6, "high": 0.8}, "kappa": {"value": 0.41, "low": 0.3, "high": 0.52},
@@ -96,15 +103,15 @@ def make_run(workspace: Path, making: Making | None = None, name: str = "demo") 
     """A finished run in ``workspace``."""
     making = making or Making()
     run = Run(workspace, name)
-    judge = {"judge": PANEL} if making.panel else {}
-    config = RunConfig.model_validate({**CONFIG, **judge, "rounds": making.rounds, **making.config})
+    config = _config(making)
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config.model_dump(mode="json"))
     asked = _make(run, Spec("prompts", 3), [prompts_table([])], info={"rounds": 12, "held_out": 2, "bad": ["row 3"]},
                   rows_in=4, dropped={"duplicate": 3, "bad": 1})  # fmt: skip
     evaluation = {"win_rate": 0.5, "kl": 0.0, "judge": "acme/judge", "judge_labelled": False, "prompts": 2}
     run.save_initial({
-        "round": -1, "policy_out": POLICIES[0], "evaluation": evaluation, "seconds": {}, "health": HEALTH,
+        "round": -1, "policy_out": "" if making.models else POLICIES[0], "seconds": {}, "health": HEALTH,
+        "evaluation": {} if making.models else evaluation,
         "artifacts": {"prompts": asked.key},
     })  # fmt: skip
     for number in range(making.rounds):
@@ -117,11 +124,11 @@ def make_run(workspace: Path, making: Making | None = None, name: str = "demo") 
 def add_round(run: Run, making: Making, number: int) -> None:
     """The next round of the run, as a run that goes on writes it."""
     groups = [_group(making, number, k) for k in range(making.prompts)]
-    candidates = _candidates(run, groups, number)
+    before, after = ("", "") if making.models else POLICIES[number : number + 2]
+    candidates = _candidates(run, groups, number, before)
     judgments, members = _judgments(run, making, groups, candidates)
     pairs = _pairs(run, groups, number, candidates, judgments)
     made = {"candidates": candidates, "judgments": judgments, "pairs": pairs}
-    after = POLICIES[number + 1]
     if making.train is not None:
         made["train"] = train = _trained(run, pairs, making.train, number)
         after = train.info["policy"]
@@ -129,15 +136,25 @@ def add_round(run: Run, making: Making, number: int) -> None:
     dropped = pairs.manifest["dropped"]
     run.save_round(
         RoundState(
-            number, POLICIES[number], after, pairs.manifest["rows"], len(groups), pairs.manifest["kept"], dropped,
+            number, before, after, pairs.manifest["rows"], len(groups), pairs.manifest["kept"], dropped,
             {"mean": 2.5, "median": 3.0, "std": 0.5}, {"mean": 1.5, "std": 1.0, "abstained": 0.1}, {"step": 3},
-            {"win_rate": 0.6, "win_rate_low": 0.52, "win_rate_high": 0.7, "kl": 0.4, "judge": "acme/judge",
-             "judge_labelled": False},
+            {} if making.models else EVALUATION, NO_GATE if making.models else
             GateDecision(decision, "all conditions hold", (GateCheck("kl <= 10", 0.4, True),)), {"sample": 1.0},
             {stage: artifact.key for stage, artifact in made.items()},
         )  # type: ignore[arg-type]
     )  # fmt: skip
     assert members is not None
+
+
+def _config(making: Making) -> RunConfig | DataConfig:
+    judge = {"judge": PANEL} if making.panel else {}
+    whole = {**CONFIG, **judge, "rounds": making.rounds, **making.config}
+    if not making.models:
+        return RunConfig.model_validate(whole)
+    endpoints = [{"model": "big-one", "base_url": "http://localhost:1/v1"}]
+    models = {name: {"type": "server", "endpoints": endpoints, "temperature": 0.7} for name in making.models}
+    kept = {name: value for name, value in whole.items() if name not in ("policy",)}
+    return DataConfig.model_validate({**kept, "models": models})
 
 
 def own_pairs(run: Run, number: int) -> list[dict[str, Any]]:
@@ -152,13 +169,16 @@ def _group(making: Making, number: int, k: int) -> Group:
     text = f"{making.text} number {k} of round {number}"
     messages = (Message(role="user", content=text),) if making.chat else ()
     source = making.sources[k % len(making.sources)]
-    prompt = Prompt(f"p{number}-{k}", text, tuple(making.writing.prompt(text)), messages, None, source)
+    asked = () if making.models else tuple(making.writing.prompt(text))
+    prompt = Prompt(f"p{number}-{k}", text, asked, messages, None, source)
     candidates = []
     for j in range(making.n):
         answer = "" if (k, j) == (0, 0) else f"{making.text} answer {j} to {k}" + (" or not" if last else "")
         cut = (k, j) == (1, making.n - 1)
         ids = (*making.writing.answer(answer), *(() if cut else (EOS,)))
-        candidates.append(Candidate(j, ids, answer, "length" if cut else "stop", 100 * k + j, -1.5 * j, ""))
+        model = making.models[j % len(making.models)] if making.models else ""
+        ids = () if making.models else ids
+        candidates.append(Candidate(j, ids, answer, "length" if cut else "stop", 100 * k + j, -1.5 * j, model))
     return Group(prompt, tuple(candidates))
 
 
@@ -170,15 +190,16 @@ def _scores(group: Group) -> tuple[float | None, ...]:
     return (*scores[:-1], None) if k == 2 else tuple(scores)
 
 
-def _candidates(run: Run, groups: list[Group], number: int) -> Artifact:
+def _candidates(run: Run, groups: list[Group], number: int, policy: str) -> Artifact:
     prompts = [group.prompt for group in groups]
-    spec = Spec("candidates", 3, {"round": number, "prompts": asked_digest(prompts)}, {"policy": POLICIES[number]})
+    inputs = {"policy": policy} if policy else {}
+    spec = Spec("candidates", 3, {"round": number, "prompts": asked_digest(prompts)}, inputs)
 
     def build(draft: Draft) -> Artifact:
         write_asked(draft, prompts)
         for at, shard in enumerate(shards(groups)):
             draft.commit_shard(at, candidates_table(shard))
-        return draft.finish({"policy": POLICIES[number]})
+        return draft.finish({"policy": policy})
 
     return run.store.make(spec, build)
 

@@ -55,7 +55,7 @@ def start(config: Entry) -> str:
 
 def rounds(entries: Sequence[Entry], best: int | None = None) -> Table:
     """A row a round: who sampled, what came out, what the gate decided."""
-    table = [["round", "sampled by", "prompts", "pairs", "trained to", "gate"]]
+    table = [["round", "prompts", "pairs", "sampled by", "trained to", "gate"]]
     for entry in entries:
         gate = entry.get("gate") or {}
         after = entry.get("policy_out") if entry.get("policy_out") != entry.get("policy_in") else None
@@ -63,10 +63,10 @@ def rounds(entries: Sequence[Entry], best: int | None = None) -> Table:
         reason = plain(public_text(gate.get("reason", "")))
         decision = ": ".join(part for part in (str(gate.get("decision", "")), reason) if part)
         table.append(
-            [name, _digest(entry.get("policy_in")), write(entry.get("groups")), write(entry.get("pairs")),
+            [name, write(entry.get("groups")), write(entry.get("pairs")), _digest(entry.get("policy_in")),
              _digest(after), decision or "–"]
         )  # fmt: skip
-    return table
+    return table if any(entry.get("policy_in") for entry in entries) else [row[:3] for row in table]
 
 
 def data(entries: Sequence[Entry]) -> Table:

@@ -45,10 +45,8 @@ class Draft:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             earlier = next((folder / name for folder in self.earlier if (folder / name).exists()), None)
-            if earlier is None:
+            if earlier is None or not _linked(earlier, target):
                 _write(target, schema, tables())
-            else:
-                os.link(earlier, target)
         rows = int(pq.read_metadata(target).num_rows)
         if rows:
             self._mine.add(name)
@@ -138,6 +136,15 @@ def kept(folder: Path, made_of: str) -> dict[str, Any]:
     lineage = read_lineage(folder) or {}
     same = lineage.get("made_of") == made_of
     return {"folder": str(folder), **lineage["summary"]} if same else {}
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Whether ``target`` is a second name of ``file`` now; not every file system has such."""
+    try:
+        os.link(file, target)
+    except OSError:
+        return False
+    return True
 
 
 def _write(target: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:

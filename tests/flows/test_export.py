@@ -2,18 +2,31 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console as Terminal
 
-from flows import export as exporting
 from flows.export import export, exported
 from pipeline.errors import ConfigError
-from pipeline.hub import Pushed
 from tests.exported import Making, add_round, make_run
+from tests.hub_protocol import WRITE
+from tests.hub_server import HubServer
 from tests.tiny import make_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPORT = """
+import json, sys
+from pathlib import Path
+from flows.export import export
+run, to, workspace, what = sys.argv[1:]
+print(json.dumps(export(run, to, Path(workspace), what)))
+"""
 
 
 def train(folder: Path, number: int) -> str:
@@ -26,18 +39,24 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path / "workspace"
 
 
-@pytest.fixture
-def pushes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What would have gone to the Hub; the push itself is tests/pipeline/test_hub.py's."""
-    seen: list[dict[str, Any]] = []
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
 
-    def push(folder: Path, repo: str, kind: str, **more: Any) -> Pushed:
-        files = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-        seen.append({"repo": repo, "kind": kind, "files": files, **more})
-        return Pushed(repo, kind, f"https://hub/{repo}", "0" * 40, more["tag"], more["private"], tuple(files))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exporting, "push", push)
-    return seen
+def by_process(hub: HubServer, home: Path, *arguments: str) -> dict[str, Any]:
+    """``export`` in a process of its own, because this one has the Hub switched off; what it says."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT, *arguments],
+        env={**clean, **hub.environment, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert WRITE not in done.stdout + done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
 
 
 def test_both_go_to_folders_of_their_own_and_the_answer_is_json(workspace: Path, tmp_path: Path) -> None:
@@ -77,7 +96,7 @@ def test_the_newest_run_is_exported_where_none_is_named(workspace: Path, tmp_pat
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_any_work(
-    workspace: Path, tmp_path: Path, arguments: dict[str, Any], told: str, pushes: list[dict[str, Any]]
+    workspace: Path, tmp_path: Path, arguments: dict[str, Any], told: str
 ) -> None:
     for folder in (tmp_path / "taken", tmp_path / "taken" / "policy"):
         folder.mkdir()
@@ -89,33 +108,29 @@ def test_what_cannot_be_exported_is_refused_before_any_work(
     with pytest.raises(ConfigError, match=told):
         export(asked.pop("run"), asked.pop("to"), workspace, asked.pop("what"), **asked)
     assert sorted(tmp_path.rglob("*")) == before
-    assert not pushes
 
 
-def test_on_the_hub_every_round_is_a_revision_that_has_the_rounds_before_it(
-    workspace: Path, pushes: list[dict[str, Any]]
+def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on(
+    workspace: Path, tmp_path: Path, hub: HubServer
 ) -> None:
-    result = export("demo", "hub:acme/pairs", workspace, "both")
-    assert [(each["kind"], each["tag"], each["private"]) for each in pushes] == [
-        ("dataset", "round-000", True), ("dataset", "round-001", True), ("model", "round-001", True),
-    ]  # fmt: skip
-    first, second, model = (each["files"] for each in pushes)
-    data = {name: content for name, content in first.items() if name.startswith("data/")}
-    assert data.items() < second.items()
+    told = by_process(hub, tmp_path / "home", "demo", "hub:org/demo", str(workspace), "both")
+    data, model = hub.repo("org/demo"), hub.repo("org/demo", "model")
+    assert data.private and model.private
+    assert (sorted(data.tags), sorted(model.tags)) == (["round-000", "round-001"], ["round-001"])
+    assert [each["tag"] for each in told["data"]["pushed"]] == ["round-000", "round-001"]
+    first, second = (data.texts(f"round-{number:03d}") for number in (0, 1))
+    rows = {name: text for name, text in first.items() if name.startswith("data/")}
+    assert rows and rows.items() < second.items()
     assert "train-001" not in "".join(first)
-    assert b'load_dataset("acme/pairs"' in second["README.md"]
-    assert b"https://huggingface.co/datasets/acme/pairs" in model["README.md"]
-    assert [each["tag"] for each in result["data"]["pushed"]] == ["round-000", "round-001"]
+    assert b'load_dataset("org/demo"' in second["README.md"]
+    assert b"https://huggingface.co/datasets/org/demo" in model.texts()["README.md"]
+    assert "probe.json" not in model.texts()
 
-
-def test_what_was_pushed_is_pushed_again_as_it_was_when_the_run_has_gone_on(
-    workspace: Path, pushes: list[dict[str, Any]]
-) -> None:
     making = Making(train=train)
-    export("demo", "hub:acme/pairs", workspace)
     run = make_run(workspace, making)  # the same command again: artifacts are found, records are written anew
     add_round(run, making, 2)
-    export("demo", "hub:acme/pairs", workspace)
-    earlier, later = pushes[:2], pushes[2:]
-    assert [each["tag"] for each in later] == ["round-000", "round-001", "round-002"]
-    assert [each["files"] for each in later[:2]] == [each["files"] for each in earlier]
+    tags = dict(data.tags)
+    told = by_process(hub, tmp_path / "home", "demo", "hub:org/demo", str(workspace), "data")
+    assert {name: data.tags[name] for name in tags} == tags
+    assert [each["sent"] > 0 for each in told["data"]["pushed"]] == [False, False, True]
+    assert second.keys() < data.texts().keys()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
@@ -92,7 +93,7 @@ def test_a_data_card_tells_lineage_judges_sampling_pairing_and_drops(run: Run) -
     for told in (
         "reward model `acme/judge`", "Cohen's kappa", "0.300 to 0.520", "`temperature`", "`pairs_per_prompt` | `3`",
         "`margin` | `0.5`", "Dropped: tie", "dropped: duplicate | 3", "the data set `acme/questions`",
-        "which did not label the pairs", "kl \\<= 10", "0 | `aaaaaaaaaaaa` | 6 | 7 |", "held out | 2", "1 (best)",
+        "which did not label the pairs", "kl \\<= 10", "0 | 6 | 7 | `aaaaaaaaaaaa` |", "held out | 2", "1 (best)",
     ):  # fmt: skip
         assert told in card, told
 
@@ -122,6 +123,22 @@ def test_the_commands_that_made_the_run_are_told_once_each(tmp_path: Path) -> No
         assert card.count("ratchet run mine.toml --workspace space") == 1
         assert "ratchet run recipe.toml --name demo" in card
         assert "/home/me" not in card
+
+
+def test_data_of_others_models_is_told_as_that_and_has_no_policy(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "workspace", Making(rounds=1, models=("big", "small"), chat=True))
+    told = export_data(run, tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "It holds the answers of big (`big-one`), small (`big-one`)" in card
+    assert "| setting | big | small |" in card
+    assert "`temperature` | 0.7 | 0.7 |" in card
+    assert "ratchet data recipe.toml --name demo" in card
+    for absent in ("online DPO", "sampled by", "promote", "What training on them did", "aaaaaaaaaaaa"):
+        assert absent not in card, absent
+    assert told["rows"]["default"] == 7
+    rows = datasets.load_dataset(str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert {row["chosen_model"] for row in rows} == {"big", "small"}
+    assert all((row["policy"], row["prompt_token_ids"], row["chosen_token_ids"]) == ("", [], []) for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------- hostile text
