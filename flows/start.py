@@ -2,15 +2,16 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flows.session import Session, Workplace
-from pipeline.config import CallablePrompts, FilePrompts, PretrainedPolicy, PromptsConfig, ScratchPolicy
+from pipeline.config import PretrainedPolicy, PromptsConfig, ScratchPolicy
 from pipeline.errors import DataError
 from pipeline.functions import source_digest
 from pipeline.policy import PROBE, read_policy, weights_digest, write_probe
-from pipeline.prompts import load_prompts
+from pipeline.prompts import load_prompts, settings_of
 from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import prompts_table, read_prompts
 from pipeline.types import Policy, Prompt
@@ -121,14 +122,35 @@ def download(config: PretrainedPolicy, weights: bool = True) -> Path:
 def prompts(session: Session, policy_artifact: Artifact) -> Artifact:
     """The run's prompts, rendered to token ids: shard 0 for the rounds, shard 1 held out for evaluation."""
     policy = policy_of(policy_artifact)
-    config = _that_fit(session, policy)
-    settings = {
-        **config.model_dump(mode="json", exclude={"per_round"}),
-        "seed": session.config.seed,
-        "content": _content(config),
-    }
-    spec = Spec("prompts", 3, settings, {"policy": policy_artifact.key})
-    return session.store.make(spec, lambda draft: _load(session, config, policy, draft))
+    config, inputs = _that_fit(session, policy), {"policy": policy_artifact.key}
+    return make_prompts(session, config, session.config.seed, inputs, lambda: session.tokenizer(policy))
+
+
+def make_prompts(
+    place: Workplace, config: PromptsConfig, seed: int, inputs: Mapping[str, str], tokenizer: Callable[[], Any]
+) -> Artifact:
+    """The prompts of these settings, in the shards of :func:`prompts`.
+
+    Args:
+        inputs: keys of what ``tokenizer`` comes from.
+        tokenizer: gives the policy's, or None: see :func:`pipeline.prompts.load_prompts`.
+
+    Raises:
+        ConfigError, DataError: as :func:`pipeline.prompts.load_prompts`.
+    """
+
+    def load(draft: Draft) -> Artifact:
+        with place.console.stage("prompts"):
+            loaded = load_prompts(config, tokenizer(), seed)
+            draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
+            draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
+        info = {
+            "rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad),
+            "by_source": loaded.by_source, "source": config.source.model_dump(mode="json"),
+        }  # fmt: skip
+        return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)
+
+    return place.store.make(Spec("prompts", 4, {**settings_of(config), "seed": seed}, inputs), load)
 
 
 def _that_fit(session: Session, policy: Policy) -> PromptsConfig:
@@ -147,25 +169,3 @@ def read_rounds(artifact: Artifact) -> list[Prompt]:
 
 def read_held_out(artifact: Artifact) -> list[Prompt]:
     return read_prompts(list(artifact.tables())[HELD_OUT])
-
-
-def _content(config: PromptsConfig) -> str:
-    """A digest of what a local source says now, so that an edited file makes new prompts."""
-    match config.source:
-        case CallablePrompts(call=call):
-            return source_digest(call)
-        case FilePrompts(path=path):
-            if not Path(path).is_file():
-                raise DataError(f"prompts.source.path {path!r} is not a file")
-            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        case _:
-            return ""
-
-
-def _load(session: Session, config: PromptsConfig, policy: Policy, draft: Draft) -> Artifact:
-    with session.console.stage("prompts"):
-        loaded = load_prompts(config, session.tokenizer(policy), session.config.seed)
-        draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
-        draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
-    info = {"rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad)}
-    return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)

@@ -1,5 +1,6 @@
 """Rows of data files: JSON lines, JSON, comma-separated values (each also gzipped) and Parquet."""
 
+import csv
 import gzip
 import json
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".par
 
 
 def read_rows(path: Path) -> Iterator[Any]:
-    """The rows of a file, as they come: mappings, or whatever else a line of JSON holds (bytes, where it is no JSON).
+    """The rows of a file, as they come: mappings; else whatever a line of JSON holds (bytes, where it is no JSON), or
+    the fields of a line that has not as many as its table has columns. All but ``.json`` is read piece by piece.
 
     Raises:
         DataError: the name ends in none of ``SUFFIXES``, or a file of comma-separated values is no table.
@@ -27,12 +29,7 @@ def read_rows(path: Path) -> Iterator[Any]:
     if path.name.endswith(".parquet"):
         return chain.from_iterable(table.to_pylist() for table in read_tables(path))
     if name.endswith(".csv"):
-        import pandas as pd
-
-        try:  # nothing is guessed: "NA" and "1" can be responses
-            return iter(pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"))
-        except ValueError as error:
-            raise DataError(f"data set {str(path)!r} is no table of comma-separated values: {error}") from error
+        return _csv(path)
     if name.endswith((".json", ".jsonl")):
         return _json(path, lines=name.endswith(".jsonl"))
     raise DataError(f"data set {str(path)!r} ends in none of {', '.join(SUFFIXES)}")
@@ -42,6 +39,23 @@ def read_tables(path: Path) -> Iterator[pa.Table]:
     """A Parquet file in pieces that fit in memory."""
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
         yield pa.Table.from_batches([batch])
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    """Rows with all values as they are written: "NA" and "1" can be responses."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses a text of over 128 KiB
+    title = f"data set {str(path)!r} is no table of comma-separated values"
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            names = next((line for line in lines if line), None)
+            if names is None:
+                raise DataError(f"{title}: No columns")
+            for line in filter(None, lines):
+                yield dict(zip(names, line, strict=True)) if len(line) == len(names) else line
+        except csv.Error as error:
+            raise DataError(f"{title}: line {lines.line_num}: {error}") from error
 
 
 def _json(path: Path, lines: bool) -> Iterator[Any]:

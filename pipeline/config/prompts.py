@@ -1,5 +1,6 @@
 """Where prompts come from and what is done with them."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,24 +12,25 @@ class Columns(Strict):
     """Where a row has what. Dots lead into lists and objects: ``turns.0``, ``conversations.0.value``."""
 
     prompt: str = "prompt"
-    """A string, or a list of messages with role and content (or from and value, as ShareGPT has them)."""
+    """A string; or a conversation: a list of messages with role and content (or from and value, as ShareGPT has them),
+    or, for ``template = "chat"``, one string of turns that each begin with ``\\n\\nHuman:`` or ``\\n\\nAssistant:``."""
     answer: str | None = None
     """Reference answer for verifiers; a row without it is unusable where this is set."""
     id: str | None = None
     """Names the prompt; None takes ``id`` where rows have one, else a digest of the text."""
     system: str | None = None
-    """A system message of the row's own."""
+    """A system message of the row's own, for a conversation that has none; it goes before ``prompts.system``."""
 
 
 class CallablePrompts(Strict):
-    """Prompts from a function that returns rows: ``{"prompt": …, "id"?: …, "answer"?: …, "split"?: …}``."""
+    """Prompts from a function that returns or yields rows: ``{"prompt": …, "id"?: …, "answer"?: …, "split"?: …}``."""
 
     type: Literal["callable"]
     call: Call
 
 
 class FilePrompts(Strict):
-    """Prompts from a local file: JSON lines, JSON, CSV (each also gzipped) or Parquet; read as a stream."""
+    """Prompts from a local file: JSON lines, JSON, CSV (each also gzipped) or Parquet. All but JSON is streamed."""
 
     type: Literal["file"]
     path: str
@@ -62,18 +64,22 @@ class MixtureMember(Strict):
 
 
 class MixturePrompts(Strict):
-    """Prompts from several sources, by name."""
+    """Prompts from several sources, by name. Of two with the same text, the earlier member's is kept."""
 
     type: Literal["mixture"]
-    members: dict[str, MixtureMember] = Field(min_length=1)
+    members: dict[Annotated[str, Field(min_length=1)], MixtureMember] = Field(min_length=1)
 
 
 class Decontamination(Strict):
-    """Prompts that share text with an evaluation set are dropped: no round trains on what will be measured."""
+    """Prompts that share text with an evaluation set are dropped: no round trains on what will be measured.
+
+    Rows marked ``split = "held_out"`` stay: they may be the very set.
+    """
 
     against: tuple[SinglePrompts, ...] = Field(min_length=1)
     ngram: int = Field(13, ge=1)
-    """Words in a row that must not be shared (13 as in arXiv 2005.14165, C); shorter evaluation texts match whole."""
+    """Words in a row that must not be shared, in any case and punctuation (13 as in arXiv 2005.14165, appendix C). A
+    shorter evaluation text must not occur whole; one of under 8 words must not be a whole prompt."""
 
 
 class PromptsConfig(Strict):
@@ -94,11 +100,41 @@ class PromptsConfig(Strict):
     """Longer prompts are dropped and counted."""
     deduplicate: Literal["none", "exact", "near"] = "exact"
     """Drop prompts with the same text, and held-out ones from the rounds; ``near``: also those whose word 3-grams
-    overlap by ``near_threshold`` (Jaccard, estimated by MinHash, arXiv 2107.06499)."""
+    overlap by ``near_threshold`` with an earlier one's (Jaccard; found by MinHash, arXiv 2107.06499, then counted)."""
     near_threshold: float = Field(0.8, gt=0.0, lt=1.0)
     decontaminate: Decontamination | None = None
     bad_rows: Fraction = 0.05
-    """Share of unusable rows above which the source itself is taken to be wrong."""
+    """Share of unusable rows above which a source itself is taken to be wrong."""
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """The members' weights by name; None where there is one source."""
+        if not isinstance(self.source, MixturePrompts):
+            return None
+        return {name: member.weight for name, member in self.source.members.items()}
+
+    def single_sources(self) -> Iterator[tuple[str, CallablePrompts | FilePrompts | HubPrompts]]:
+        """Everything that is read for prompts or against them, with its key in the recipe."""
+        if isinstance(self.source, MixturePrompts):
+            for name, member in self.source.members.items():
+                yield f"prompts.source.members.{name}.source", member.source
+        else:
+            yield "prompts.source", self.source
+        for index, source in enumerate(self.decontaminate.against if self.decontaminate else ()):
+            yield f"prompts.decontaminate.against.{index}", source
+
+    @model_validator(mode="after")
+    def _lengths_leave_room(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens: {self.min_tokens} is over max_tokens ({self.max_tokens}): nothing is left")
+        return self
+
+    @model_validator(mode="after")
+    def _systems_are_for_chats(self) -> Self:
+        for key, source in self.single_sources():
+            if self.template == "plain" and not isinstance(source, CallablePrompts) and source.columns.system:
+                raise ValueError(f'{key}.columns.system: {source.columns.system!r} needs prompts.template = "chat"')
+        return self
 
     @model_validator(mode="after")
     def _weights_have_an_effect(self) -> Self:
