@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from flows import environment
-from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, say_cost, votes_app
-from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json
+from flows import cli_data, environment
+from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
+from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json, say_estimates, take_up
 from pipeline.errors import RatchetError
 from pipeline.recipe import check_calls, load_recipe, load_trainer
 from pipeline.runs import Run
@@ -27,7 +27,6 @@ app = typer.Typer(
 
 app.add_typer(judge_app, name="judge")
 app.add_typer(votes_app, name="votes")
-app.command(epilog=ANNOTATE_EXAMPLES)(annotate)
 
 
 @app.command(
@@ -50,16 +49,11 @@ def run(
     config = load_recipe(recipe, RECIPES, settings or [])
     check_calls(config)
     if dry_run:
-        say_cost(config, workspace, as_json)
-        return
-    made = Run(workspace, Path(recipe).stem if name is None else name)
-    made.check(config)
-    with made.held():  # where somebody else is on it, now is the time to say so
-        pass
+        from flows.spending import estimating, of_whole_run
 
-    environment.leave_on_signals()
-    if not quiet:
-        typer.echo(f"{made.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)
+        say_estimates(of_whole_run(config, estimating(workspace)), as_json)
+        return
+    made = take_up(config, recipe, name, workspace, quiet)
     try:
         from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
 
@@ -157,12 +151,19 @@ def report(name: Name = None, workspace: Workspace = Path("workspace")) -> None:
     typer.echo(write_report(found.status(), found.store, found.directory / "report.html"))
 
 
+app.command(epilog=cli_data.DATA_EXAMPLES)(cli_data.data)
+app.command(epilog=cli_data.PAIR_EXAMPLES)(cli_data.pair)
+app.command(epilog=cli_data.TRACE_EXAMPLES)(cli_data.trace)
+app.command(epilog=cli_data.EXPORT_EXAMPLES)(cli_data.export)
+app.command(epilog=ANNOTATE_EXAMPLES)(annotate)
+
+
 @app.command()
 def recipes() -> None:
     """List the recipes that come with Ratchet."""
-    for file in sorted(RECIPES.glob("*.toml")):
+    for file in sorted(RECIPES.rglob("*.toml")):
         comment = file.read_text().splitlines()[0].removeprefix("#").strip()
-        typer.echo(f"{file.stem:<10} {comment}")
+        typer.echo(f"{file.stem:<15} {comment}")
 
 
 @app.command()

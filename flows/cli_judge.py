@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, print_json
+from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, print_json, say_estimates
 from pipeline.config import JudgeConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.recipe import check_calls, load_judge, load_reward_trainer
@@ -58,14 +58,13 @@ def check(
     config = _judge_of(recipe, settings, held_out)
     from flows.console import Console
     from flows.health import check_judge, health_table
-    from flows.spending import estimates, estimates_table, of_check
+    from flows.spending import estimates, of_check
     from judges import Desk
 
     console = Console(quiet or as_json)
     paid_from = Desk(str(_ledger(workspace)), f"judge check {recipe}", budget)
     if dry_run:
-        found = estimates(config, of_check(labels, limit), paid_from)
-        print_json([asdict(each) for each in found]) if as_json else console.terminal.print(estimates_table(found))
+        say_estimates(estimates(config, of_check(labels, limit), paid_from), as_json)
         return
     health = check_judge(config, labels, limit, paid_from, console)
     if as_json:
@@ -245,25 +244,6 @@ def import_votes(
         typer.echo(f"  {count} {fault}")
     for example in imported.examples:
         typer.echo(f"    {example}")
-
-
-def say_cost(config: RunConfig, workspace: Path, as_json: bool) -> None:
-    """What a run's judges would be asked and cost at most, its rounds and its evaluations together."""
-    from flows.console import Console
-    from flows.spending import estimates, estimates_table, of_check, of_run
-    from judges import Desk
-
-    labelled, evaluated = of_run(config, config.rounds)
-    paid_from = Desk(str(_ledger(workspace)), "estimate")
-    found = estimates(config.judge, labelled, paid_from)
-    if config.health.require:
-        labels = None if config.health.labels is None else Path(config.health.labels)
-        found += estimates(config.judge, of_check(labels, config.health.limit), paid_from)
-    found += estimates(config.evaluation.judge or config.judge, evaluated, paid_from)
-    if as_json:
-        print_json([asdict(each) for each in found])
-    else:
-        Console(to_stdout=True).terminal.print(estimates_table(found))
 
 
 def _judge_of(recipe: str, settings: list[str] | None, held_out: bool) -> JudgeConfig:

@@ -3,10 +3,18 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flows import environment
+from pipeline.config import DataConfig, RunConfig
+from pipeline.runs import Run
+
+if TYPE_CHECKING:
+    from pipeline.calls.estimate import Estimate
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -23,6 +31,33 @@ Name = Annotated[str | None, typer.Argument(help="A run's name; the newest run w
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def take_up(config: RunConfig | DataConfig, recipe: str, name: str | None, workspace: Path, quiet: bool) -> Run:
+    """The run to begin or go on with, by its name or its recipe's; from here on a signal ends the process in order.
+
+    Raises:
+        ConfigError: the run began with other settings.
+        BusyError: somebody else is on it.
+    """
+    run = Run(workspace, Path(recipe).stem if name is None else name)
+    run.check(config)
+    with run.held():
+        pass
+    environment.leave_on_signals()
+    if not quiet:
+        typer.echo(f"{run.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)
+    return run
+
+
+def say_estimates(found: "list[Estimate]", as_json: bool) -> None:
+    from flows.console import Console
+    from flows.spending import estimates_table
+
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        Console(to_stdout=True).terminal.print(estimates_table(found))
 
 
 def command() -> str:
