@@ -14,7 +14,7 @@ from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.rows import SUFFIXES
 from pipeline.runs import Run
-from pipeline.store import MANIFEST, Store
+from pipeline.store import MANIFEST, Artifact, Store
 from pipeline.types import Policy
 from trainers.records import HUB_NAME
 
@@ -47,7 +47,8 @@ def find_source(given: str, workspace: Path, flag: str = "PAIRS") -> Source:
         return Source(name or _stem(path), given, (str(path),))
     run = OF_RUN.fullmatch(place)
     if run and _is_run(workspace, run["run"]):
-        return Source(name or run["run"], given, _pairs_of(workspace, run["run"], run["round"], flag))
+        artifacts = _pairs_of(workspace, run["run"], run["round"], flag)
+        return Source(name or run["run"], given, tuple(str(artifact.path) for artifact in artifacts))
     hub = None if place.endswith(SUFFIXES) else HUB_NAME.fullmatch(place)
     if hub:
         return Source(name or hub["path"].partition("/")[2], given, (place,))
@@ -105,13 +106,21 @@ def _rounds(workspace: Path, name: str, number: str | None, flag: str) -> list[d
     return found
 
 
-def _pairs_of(workspace: Path, name: str, number: str | None, flag: str) -> tuple[str, ...]:
+def pairs_of_run(given: str, workspace: Path, flag: str) -> list[Artifact]:
+    """The pairs of ``RUN`` or ``RUN:ROUND``, those rounds that have any. Raises ConfigError where there are none."""
+    run = OF_RUN.fullmatch(given)
+    if run is None or not _is_run(workspace, run["run"]):
+        raise ConfigError(f"{flag} {given!r} leads nowhere; allowed: a run of {workspace} (RUN or RUN:ROUND)")
+    return _pairs_of(workspace, run["run"], run["round"], flag)
+
+
+def _pairs_of(workspace: Path, name: str, number: str | None, flag: str) -> list[Artifact]:
     store = Store(workspace.resolve() / "artifacts")
     artifacts = [store.get("pairs", each["artifacts"]["pairs"]) for each in _rounds(workspace, name, number, flag)]
-    places = tuple(str(artifact.path) for artifact in artifacts if artifact.manifest["rows"])
-    if not places:
+    artifacts = [artifact for artifact in artifacts if artifact.manifest["rows"]]
+    if not artifacts:
         raise ConfigError(f"{flag} {name!r}: the run has no pairs{' yet' if number is None else ' in that round'}")
-    return places
+    return artifacts
 
 
 def _policy_of(workspace: Path, name: str, number: str | None, flag: str) -> Policy:
@@ -124,10 +133,11 @@ def _policy_of(workspace: Path, name: str, number: str | None, flag: str) -> Pol
             raise ConfigError(f"{flag} '{name}:{number}': that round trained no policy")
     elif status["best_round"] >= 0:
         artifacts = status["rounds"][status["best_round"]]["artifacts"]
-    elif status["initial"]:
+    elif status["initial"] and "policy" in status["initial"]["artifacts"]:
         artifacts = status["initial"]["artifacts"]
     else:
-        raise ConfigError(f"{flag} {name!r}: the run has no policy yet")
+        never = "models" in status["config"]
+        raise ConfigError(f"{flag} {name!r}: the run {'makes data, and no policy' if never else 'has no policy yet'}")
     stage = "train" if "train" in artifacts else "policy"
     artifact = run.store.get(stage, artifacts[stage])
     return Policy(artifact.info["policy"], artifact.path / "policy")

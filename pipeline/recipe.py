@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.config import Call, JudgeFile, RewardTrainerConfig, RunConfig, TrainerConfig
+from pipeline.config import Call, DataConfig, JudgeFile, PairingConfig, RewardTrainerConfig, RunConfig, TrainerConfig
 from pipeline.errors import ConfigError
 from pipeline.functions import source_file
 from pipeline.validation import choices, join, show, validate
@@ -39,6 +39,15 @@ def load_recipe(name_or_path: str, recipes: Path, overrides: Sequence[str] = ())
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
     """
+    return _recipe(RunConfig, name_or_path, recipes, overrides)
+
+
+def load_data_recipe(name_or_path: str, recipes: Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """The preference data a recipe describes. Arguments and errors as of :func:`load_recipe`."""
+    return _recipe(DataConfig, name_or_path, recipes, overrides)
+
+
+def _recipe(kind: type[Config], name_or_path: str, recipes: Path, overrides: Sequence[str]) -> Config:
     document = _read(_find(name_or_path, recipes))
     declared = _variables(document)
     for position, override in enumerate(overrides):
@@ -47,7 +56,7 @@ def load_recipe(name_or_path: str, recipes: Path, overrides: Sequence[str] = ())
     for name in variables.keys() - declared.keys():
         raise ConfigError(f"--set vars.{name}: {name_or_path} has no such variable{choices(name, declared)}")
     document.pop("vars", None)
-    return validate(RunConfig, _fill(document, variables, ""), name_or_path)
+    return validate(kind, _fill(document, variables, ""), name_or_path)
 
 
 def load_trainer(file: str | None, overrides: Sequence[str] = ()) -> TrainerConfig:
@@ -65,6 +74,24 @@ def load_trainer(file: str | None, overrides: Sequence[str] = ()) -> TrainerConf
 def load_reward_trainer(file: str | None, overrides: Sequence[str] = ()) -> RewardTrainerConfig:
     """How a reward model is trained: a file of its settings. Arguments and errors as of :func:`load_trainer`."""
     return _settings(RewardTrainerConfig, file, overrides)
+
+
+def load_pairing(began: Mapping[str, Any], overrides: Sequence[str]) -> PairingConfig:
+    """How a run's pairs are made anew.
+
+    Args:
+        began: what the run began with, as ``config.json`` has it; its ``pairing`` is read.
+        overrides: as of :func:`load_recipe`, each of a key that begins with ``pairing.``.
+
+    Raises:
+        ConfigError: one line with the key, the value and what is allowed.
+    """
+    document = {"pairing": dict(began["pairing"])}
+    for position, override in enumerate(overrides):
+        if not override.startswith("pairing."):
+            raise ConfigError(f"--set {override!r}: only pairs are made anew; allowed: pairing.KEY=VALUE")
+        _apply(override, document, earlier=overrides[:position])
+    return validate(PairingConfig, document["pairing"], "--set pairing")
 
 
 def _settings(kind: type[Config], file: str | None, overrides: Sequence[str]) -> Config:
