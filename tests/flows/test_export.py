@@ -13,11 +13,15 @@ import pytest
 from rich.console import Console as Terminal
 
 from flows.export import export, exported
+from flows.sources import find_source
 from pipeline.errors import ConfigError
 from tests.exported import Making, add_round, make_run
 from tests.hub_protocol import WRITE
 from tests.hub_server import HubServer
 from tests.tiny import make_policy
+from trainers.checkpoints import load_specials, load_tokenizer
+from trainers.data import load_examples
+from trainers.encoding import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORT = """
@@ -71,6 +75,21 @@ def test_both_go_to_folders_of_their_own_and_the_answer_is_json(workspace: Path,
     shown = terminal.export_text()
     assert "14 rows" in shown
     assert "policy of round 1" in shown
+
+
+def test_a_run_of_the_flow_comes_back_token_for_token(finished: dict[str, Any], tmp_path: Path) -> None:
+    workspace = Path(finished["workspace"])
+    told = export(finished["name"], str(tmp_path / "out"), workspace, "both")
+    assert told["data"]["rows"]["default"] == sum(entry["pairs"] for entry in finished["rounds"])
+    assert told["policy"]["digest"] == finished["policy"]["digest"]
+    policy = tmp_path / "out" / "policy"
+    encoder = Encoder(load_tokenizer(policy), load_specials(policy))
+    own, back = (
+        [each for place in find_source(given, workspace).places for each in load_examples(place, encoder).examples]
+        for given in (finished["name"], str(tmp_path / "out" / "data"))
+    )
+    assert back == own
+    assert str(workspace) not in (tmp_path / "out" / "data" / "README.md").read_text()
 
 
 def test_the_newest_run_is_exported_where_none_is_named(workspace: Path, tmp_path: Path) -> None:
