@@ -56,7 +56,8 @@ def without_near(rows: Sequence[Row], threshold: float, tally: Tally) -> list[Ro
 
     Two are nearly the same where the sets of their word 3-grams have a Jaccard index of ``threshold`` or more and
     their system messages do not differ. Pairs are found by MinHash and locality-sensitive hashing (arXiv 2107.06499,
-    A), which misses some; every pair found is counted exactly, so nothing else is dropped. Takes about 5 KiB of memory a prompt.
+    A), which misses some; every pair found is counted exactly, so nothing else is dropped. The index takes about 5 KiB
+    of memory a prompt.
     """
     from datasketch import MinHash, MinHashLSH
 
