@@ -79,6 +79,9 @@ class Console:
     def run_table(self, status: Mapping[str, Any]) -> None:
         """A run at a glance: a line a round."""
         self.say(f"[bold]{status['name']}[/]  {status['state']}: {escape(status['reason'])}")
+        if "models" in status["config"]:
+            self._data_table(status)
+            return
         rounds = Table(box=SIMPLE)
         for column in ("round", "pairs", "win rate", "vs initial", "KL", "length", "gate", "seconds"):
             rounds.add_column(column)
@@ -91,6 +94,17 @@ class Console:
             )  # fmt: skip
         self.terminal.print(rounds)
         self._probe_table([status["initial"] or {"evaluation": {}}, *status["rounds"]])
+        self.say(f"report: {status['directory']}/report.html")
+
+    def _data_table(self, status: Mapping[str, Any]) -> None:
+        """A run that makes data, and trains nothing."""
+        rounds = Table("round", "pairs", "margin", "abstained", "seconds", box=SIMPLE)
+        for entry in status["rounds"]:
+            rounds.add_row(
+                str(entry["round"]), _pairs(entry, "", "/"), short(entry["margin"].get("mean")),
+                short(entry["scores"]["abstained"]), f"{sum(entry['seconds'].values()):.0f}",
+            )  # fmt: skip
+        self.terminal.print(rounds)
         self.say(f"report: {status['directory']}/report.html")
 
     def _probe_table(self, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -118,14 +132,21 @@ class Console:
 
 def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str, str]]:
     """What one reads first of a round: name and text of each figure, with rich's ``markup`` or without."""
-    figures, gate = state["evaluation"], state["gate"]
     dropped = ", ".join(f"{count} {reason}" for reason, count in state["dropped"].items() if count) or "none"
-    colour = "green" if gate["decision"] == "promote" else "yellow"
-    decision = f"[{colour}]{gate['decision']}[/]" if markup else gate["decision"]
     seconds = " · ".join(f"{stage} {value:.1f}" for stage, value in state["seconds"].items())
     return [
         ("pairs", f"{_pairs(state, ' kept', ' of ')} groups; dropped: {dropped}"),
         *margin_rows(state["margin"]),
+        *(_policy_rows(state, markup) if state["evaluation"] else []),
+        ("seconds", seconds),
+    ]
+
+
+def _policy_rows(state: Mapping[str, Any], markup: bool) -> list[tuple[str, str]]:
+    figures, gate = state["evaluation"], state["gate"]
+    colour = "green" if gate["decision"] == "promote" else "yellow"
+    decision = f"[{colour}]{gate['decision']}[/]" if markup else gate["decision"]
+    return [
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
         ("score", _scores(figures)),
@@ -133,7 +154,6 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
         ("KL", f"{figures['kl']:.2f} nats to the initial policy; length × {figures['length_ratio']:.2f}"),
         *probe_rows(figures),
         ("gate", f"{decision}: {gate['reason']}"),
-        ("seconds", seconds),
     ]  # fmt: skip
 
 

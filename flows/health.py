@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.console import Console
 from flows.judging import desk, judge_identity, judge_name, open_judge
-from flows.session import Session
+from flows.session import Workshop
 from pipeline.config import LimitsConfig
 from pipeline.errors import DataError, UnfitJudgeError
 from pipeline.store import Artifact, Draft, Spec, file_digest
@@ -66,7 +66,7 @@ def check_judge(
         return check(judge, pairs, progress=progress)
 
 
-def check_fitness(session: Session) -> Artifact:
+def check_fitness(session: Workshop) -> Artifact:
     """The health of the run's judge, where the recipe requires some. Raises UnfitJudgeError where it is worse."""
     from judges.health.figures import unmet
 

@@ -4,14 +4,13 @@ A panel's members are judged each for itself, so that another member costs its o
 for nothing; the panel's scores are then arithmetic on what the members said.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, assert_never
 
-from flows.session import Session
+from flows.ahead import ahead
+from flows.session import Workshop
 from judges import Desk, make_judge
 from judges.panel import calibrate, combine
 from pipeline.candidates import all_groups, group_shards, groups_in
@@ -46,7 +45,7 @@ under the same name."""
 
 
 def judge(
-    session: Session, candidates: Artifact, config: JudgeConfig, label: str, frozen: Artifact | None = None
+    session: Workshop, candidates: Artifact, config: JudgeConfig, label: str, frozen: Artifact | None = None
 ) -> Artifact:
     """A judgment a group, shard by shard as the candidates lie.
 
@@ -76,14 +75,14 @@ def judge(
     return session.store.make(spec, build)
 
 
-def _members(session: Session, candidates: Artifact, config: PanelJudge, label: str) -> dict[str, Artifact]:
+def _members(session: Workshop, candidates: Artifact, config: PanelJudge, label: str) -> dict[str, Artifact]:
     return {
         name: _judge_alone(session, candidates, member.judge, f"{label}: {name}")
         for name, member in config.members.items()
     }
 
 
-def _judge_alone(session: Session, candidates: Artifact, config: SingleJudge, label: str) -> Artifact:
+def _judge_alone(session: Workshop, candidates: Artifact, config: SingleJudge, label: str) -> Artifact:
     spec = Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key})
 
     def build(draft: Draft) -> Artifact:
@@ -95,8 +94,8 @@ def _judge_alone(session: Session, candidates: Artifact, config: SingleJudge, la
             closing(open_judge(config, judge_name(config), desk(session), session.config.limits.unanswered)) as made,
         ):
             done = 0
-            for number, groups, judgments in _judged(
-                made, enumerate(group_shards(candidates)), draft, _at_once(config)
+            for number, groups, judgments in ahead(
+                made.judge, enumerate(group_shards(candidates)), draft, _at_once(config)
             ):
                 if judgments is not None:
                     draft.commit_shard(number, judgments_table(judgments))
@@ -139,29 +138,6 @@ def open_judge(config: JudgeConfig, name: str, paid_from: Desk | None, unanswere
     return Insistent(made, unanswered) if isinstance(config, PointwiseJudge | PairwiseJudge) else made
 
 
-def _judged(
-    judge: Judge, shards: Iterable[tuple[int, list[Group]]], draft: Draft, at_once: int
-) -> Iterator[tuple[int, list[Group], list[Judgment] | None]]:
-    """Every shard in order with its judgments, None where it is there already; ``at_once`` of them worked on ahead."""
-    waiting: deque[tuple[int, list[Group], Future[list[Judgment]] | None]] = deque()
-
-    def first() -> tuple[int, list[Group], list[Judgment] | None]:
-        number, groups, future = waiting.popleft()
-        return number, groups, None if future is None else future.result()
-
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        for number, groups in shards:
-            future = None if draft.has_shard(number) else pool.submit(judge.judge, groups)
-            waiting.append((number, groups, future))
-            if len(waiting) >= at_once:
-                yield first()
-        while waiting:
-            yield first()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def compares(config: JudgeConfig) -> bool:
     """Whether its scores hold within a group only, so that answers of two policies must be shown together."""
     if isinstance(config, PanelJudge):
@@ -175,7 +151,7 @@ def _at_once(config: SingleJudge) -> int:
     return BATCHES_AT_ONCE if any(endpoint.batch for endpoint in config.endpoints) else AT_ONCE
 
 
-def desk(session: Session) -> Desk:
+def desk(session: Workshop) -> Desk:
     """What the run's judges are paid from: the workspace's ledger, the run's budget."""
     run = session.run
     return Desk(str(run.workspace / LEDGER), run.name, session.config.limits.budget)

@@ -3,12 +3,15 @@
 import gc
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from flows.console import Console
-from pipeline.config import RunConfig
+from pipeline.config import DataConfig, RunConfig
 from pipeline.errors import SamplingError
 from pipeline.protocols import Sampler
+from pipeline.report import write_report
 from pipeline.runs import Run
 from pipeline.sampling import start_sampler
 from pipeline.store import Store
@@ -34,10 +37,10 @@ class Workplace(Protocol):
         """``stage`` wants the accelerator's memory."""
 
 
-class Session:
-    """One process' work on one run."""
+class Workshop:
+    """One process' work on one run, with an engine for what samples."""
 
-    def __init__(self, config: RunConfig, run: Run, console: Console) -> None:
+    def __init__(self, config: RunConfig | DataConfig, run: Run, console: Console) -> None:
         self.config = config
         self.run = run
         self.console = console
@@ -51,6 +54,30 @@ class Session:
     @property
     def store(self) -> Store:
         return self.run.store
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The run's name is ours, and however the work ends, the run says how.
+
+        Raises:
+            BusyError: another process is running the same name in the same workspace.
+            ConfigError: the run began with other settings.
+        """
+        run = self.run
+        with run.held():
+            run.begin(self.config)
+            try:
+                yield
+                self.write_report()
+            except Exception as error:
+                run.save_failure(error)
+                self.write_report()
+                raise
+            finally:
+                self.close()
+
+    def write_report(self) -> None:
+        write_report(self.run.status(), self.run.store, self.run.directory / "report.html")
 
     def warm_up(self) -> None:
         """Start the engine's process, so that its slow imports run beside whatever comes before sampling."""
@@ -94,6 +121,18 @@ class Session:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+
+
+class Session(Workshop):
+    """Of a run of rounds that trains a policy."""
+
+    config: RunConfig
+
+
+class DataSession(Workshop):
+    """Of a run that makes preference data and trains nothing."""
+
+    config: DataConfig
 
 
 def release_memory() -> None:

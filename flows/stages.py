@@ -9,32 +9,38 @@ Nothing here knows Prefect, and nothing is made twice: all that a stage's result
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-import pyarrow.parquet as pq
-
-from flows.session import Session
-from pipeline.candidates import all_groups, asked_digest, shards, write_asked
+from flows.session import Session, Workplace, Workshop
+from pipeline.candidates import asked_digest, shards, write_asked
+from pipeline.config import PairingConfig
 from pipeline.errors import SamplingError
-from pipeline.pairing import pair_groups
+from pipeline.pairing.artifact import Round, make_pairs, pairs_spec
 from pipeline.protocols import Decoding, Progress, SampleRequest
 from pipeline.sampling import draw_seed, engine_name
-from pipeline.store import Artifact, Draft, Spec, sync
-from pipeline.tables import all_judgments, candidates_table, drops_table, pairs_table
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.tables import candidates_table
 from pipeline.types import Group, Policy, Prompt
-
-DROPPED = "dropped.parquet"
-"""The audit of drops, beside a pairs artifact's shards."""
 
 
 def sample(
-    session: Session, policy: Policy, prompts: Sequence[Prompt], *, round: int, n: int, decoding: Decoding, label: str
+    session: Workshop,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    round: int,
+    n: int,
+    decoding: Decoding,
+    label: str,
+    model: str = "",
 ) -> Artifact:
-    """``n`` candidates a prompt from ``policy``, in prompt order."""
+    """``n`` candidates a prompt from ``policy``, in prompt order. Where several models answer the same prompts,
+    ``model`` is the name of this one, and makes its draws its own."""
     config = {
         "seed": session.config.seed, "round": round, "n": n, "decoding": asdict(decoding),
         "dtype": session.config.sampling.dtype, "max_model_len": session.config.sampling.max_model_len,
         "engine": engine_name(session.config.sampling),  # two engines draw differently from the same seed
-        "prompts": asked_digest(prompts),
+        "prompts": asked_digest(prompts), **({"model": model} if model else {}),
     }  # fmt: skip
+    drawn_for = f"{model}/" if model else ""
     spec = Spec("candidates", 3, config, {"policy": policy.digest})
 
     def build(draft: Draft) -> Artifact:
@@ -43,7 +49,9 @@ def sample(
         sampler = session.serve(policy)
         todo = {number: shard for number, shard in enumerate(shards(prompts)) if not draft.has_shard(number)}
         requests = (
-            SampleRequest(prompt, tuple(draw_seed(session.config.seed, round, prompt.id, i) for i in range(n)))
+            SampleRequest(
+                prompt, tuple(draw_seed(session.config.seed, round, f"{drawn_for}{prompt.id}", i) for i in range(n))
+            )
             for shard in todo.values()
             for prompt in shard
         )
@@ -67,25 +75,23 @@ def sample_round(session: Session, policy: Policy, prompts: Sequence[Prompt], ro
     return sample(session, policy, prompts, round=round, n=sampling.n, decoding=decoding, label="sample")
 
 
-def pair(session: Session, candidates: Artifact, judgments: Artifact, round: int) -> Artifact:
+def pair(session: Workshop, candidates: Artifact, judgments: Artifact, round: int) -> Artifact:
     """Preference pairs, a group's together, and, in ``dropped.parquet``, why every other group gave none."""
-    config = session.config.pairing
-    inputs = {"candidates": candidates.key, "judgments": judgments.key}
-    spec = Spec("pairs", 3, config.model_dump(mode="json", exclude={"replay"}) | {"round": round}, inputs)
+    config = session.config
+    return pair_by(session, candidates, judgments, config.pairing, round, config.limits.threads)
+
+
+def pair_by(
+    place: Workplace, candidates: Artifact, judgments: Artifact, config: PairingConfig, round: int, threads: int | None
+) -> Artifact:
+    """As :func:`pair`, by any config. ``threads`` shards are worked on at once; None: one a core."""
 
     def build(draft: Draft) -> Artifact:
-        groups = all_groups(candidates)
-        with session.console.stage("pair", len(groups)) as progress:
-            verdicts = all_judgments(judgments.tables())
-            pairing = pair_groups(groups, verdicts, config, round, candidates.key, judgments.key)
-            draft.commit_shard(0, pairs_table(pairing.pairs))
-            pq.write_table(drops_table(pairing.dropped), draft.path / DROPPED)
-            sync(draft.path / DROPPED)
-            source = f" from {pairing.paired} prompts" if pairing.paired < len(pairing.pairs) else ""
-            progress(len(groups), len(groups), f"{len(pairing.pairs)} pairs{source}")
-        return draft.finish(rows_in=len(groups), dropped=pairing.counts, kept=pairing.paired)
+        source = Round(candidates, judgments)
+        with place.console.stage("pair", source.groups) as progress:
+            return make_pairs(draft, source, config, threads, progress)
 
-    return session.store.make(spec, build)
+    return place.store.make(pairs_spec(candidates, judgments, config, round), build)
 
 
 def has_pairs(pairs: Artifact) -> bool:

@@ -39,7 +39,7 @@ class Evidence:
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     """Every score the judge gave, in its units; abstentions left out."""
     lengths: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """Tokens of every candidate."""
+    """Tokens of every candidate; none where they are text alone."""
     steps: Sequence[Mapping[str, Any]] = ()
     """The trainer's metrics, one entry an optimiser step."""
     pairs: Sequence[Mapping[str, Any]] = ()
@@ -171,7 +171,8 @@ def _scores(artifact: Artifact) -> np.ndarray:
 
 def _lengths(artifact: Artifact) -> np.ndarray:
     parts = [pc.list_value_length(table["token_ids"]).to_numpy() for table in _columns(artifact, ["token_ids"])]
-    return np.concatenate([np.empty(0), *parts])
+    lengths = np.concatenate([np.empty(0), *parts])
+    return lengths if lengths.any() else np.empty(0)
 
 
 def _steps(artifact: Artifact) -> list[dict[str, Any]]:

@@ -209,7 +209,7 @@ def _pair(row: Entry) -> dict[str, Any]:
         "turns": [(turn["role"], fold(turn["content"])) for turn in turns] if len(turns) > 1 else [],
         "sides": [
             {"kind": kind, "text": fold(row[f"{kind}_text"]), "score": short(row[f"score_{kind}"]),
-             "tokens": len(row[f"{kind}_token_ids"]), "cut": row[f"{kind}_finish_reason"] == "length"}
+             "tokens": len(row[f"{kind}_token_ids"]) or None, "cut": row[f"{kind}_finish_reason"] == "length"}
             for kind in ("chosen", "rejected")
         ],
     }  # fmt: skip

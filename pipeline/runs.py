@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import Command, note_command, read_commands
-from pipeline.config import RunConfig
+from pipeline.config import DataConfig, RunConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store import Store, digest, locked, write_json
 from pipeline.types import Policy, RoundState
@@ -60,7 +60,7 @@ class Run:
         with locked(self.directory / ".lock", busy=busy):
             yield
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: RunConfig | DataConfig) -> None:
         """Raises ConfigError where the run began with other settings."""
         began = _read(self.directory / "config.json")
         changed = sorted(_differences(began, config.model_dump(mode="json"))) if began else []
@@ -70,7 +70,7 @@ class Run:
                 " (it shares every artifact that stays the same), or the settings it began with"
             )
 
-    def begin(self, config: RunConfig) -> None:
+    def begin(self, config: RunConfig | DataConfig) -> None:
         """Write the config and the command down, or check that the run is taken up again with the same config."""
         self.check(config)
         settings = config.model_dump(mode="json")
@@ -88,10 +88,10 @@ class Run:
     def save_round(self, state: RoundState) -> None:
         write_json(self.directory / f"round-{state.round:03d}.json", asdict(state))
 
-    def save_outcome(self, state: str, reason: str, best_round: int, policy: Policy) -> None:
+    def save_outcome(self, state: str, reason: str, best_round: int = -1, policy: Policy | None = None) -> None:
         outcome = {
             "state": state, "reason": reason, "best_round": best_round,
-            "policy": {"digest": policy.digest, "path": str(policy.path)},
+            "policy": policy and {"digest": policy.digest, "path": str(policy.path)},
         }  # fmt: skip
         write_json(self.directory / "outcome.json", outcome)
 

@@ -111,7 +111,8 @@ class GateCheck:
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    decision: Literal["promote", "stop", "rollback"]
+    decision: Literal["promote", "stop", "rollback", "none"]
+    """``none`` where no policy is trained."""
     reason: str
     """One sentence for people."""
     checks: tuple[GateCheck, ...] = ()
@@ -124,9 +125,9 @@ class RoundState:
     round: int
     """0, 1, …; −1 is the initial policy, which has an evaluation only."""
     policy_in: str
-    """Digest of the policy that sampled."""
+    """Digest of the policy that sampled; empty where there is none."""
     policy_out: str
-    """Digest of the policy that was trained (promoted or not); ``policy_in`` where there was no pair."""
+    """Digest of the policy that was trained (promoted or not); ``policy_in`` where there was no pair, or no policy."""
     pairs: int
     """``paired`` of them, or more where a prompt may give several."""
     groups: int
@@ -141,7 +142,7 @@ class RoundState:
     training: Mapping[str, Any]
     """The last step's metrics, and under ``stopped``, where a guard ended it early, why; empty without pairs."""
     evaluation: Mapping[str, Any]
-    """Win rates with intervals, KL, lengths, scores, probes."""
+    """Win rates with intervals, KL, lengths, scores, probes; empty where there is no policy."""
     gate: GateDecision
     seconds: Mapping[str, float]
     """Wall-clock seconds by stage; a reused artifact reports what it cost when it was made."""
