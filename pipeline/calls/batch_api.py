@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ import openai
 
 from pipeline.calls import limits
 from pipeline.calls.accounts import Booking
+from pipeline.calls.batch_file import line_of, of_line, portions, read_lines
 from pipeline.calls.claims import Grant
 from pipeline.calls.connection import secret
 from pipeline.calls.estimate import price
 from pipeline.calls.ledger import Ledger
 from pipeline.calls.open_batches import BatchOutcome, OpenBatch
-from pipeline.calls.outcomes import QUOTA, Outcome, of_body, of_status, showable
+from pipeline.calls.outcomes import QUOTA, Outcome, showable
 from pipeline.calls.request import Failure, Reply
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ratchet.judges")
 
-MOST_LINES = 50_000
-MOST_BYTES = 180 * 10**6
-"""Of a batch's file; OpenAI allows 200 MB."""
 TAG = "ratchet"
 """Name of the metadata field that holds our tag."""
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -79,9 +77,8 @@ class Batches:
             JudgeError: the Batch API cannot be used, or the budget does not hold the call. A batch that is on its way
                 stays in the ledger, and the next run goes on with it.
         """
-        line = b'{"custom_id":"%s","method":"POST","url":"/v1/chat/completions","body":%s}\n' % (key.encode(), content)
         loop = asyncio.get_running_loop()
-        wanted = self._gathered[key] = Wanted(line, most, loop.create_future())
+        wanted = self._gathered[key] = Wanted(line_of(key, content), most, loop.create_future())
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_later(self._waits.gather, self._go)
@@ -127,17 +124,18 @@ class Batches:
     def _batches(self, wanted: dict[str, Wanted]) -> list[tuple[OpenBatch, bytes]]:
         """The open batches that hold some of ``wanted``, and new ones, with their files, for the rest."""
         open_ones: dict[int, tuple[OpenBatch, bytes]] = {}
-        loose: dict[str, Wanted] = {}
+        loose: dict[str, bytes] = {}
         for key, each in wanted.items():
             if (batch := self._open.of(key)) is None:
-                loose[key] = each
+                loose[key] = each.line
             else:
                 open_ones[batch.id] = (batch, b"")
-        made = [self._made(part, wanted) for part in _parts(loose)]
+        made = [self._made(keys, wanted) for keys in portions(loose)]
         return [*open_ones.values(), *(each for each in made if each is not None)]
 
-    def _made(self, part: Mapping[str, Wanted], wanted: dict[str, Wanted]) -> tuple[OpenBatch, bytes] | None:
-        """A new batch with what the budget holds of ``part``; what it will never hold leaves ``wanted``."""
+    def _made(self, keys: Sequence[str], wanted: dict[str, Wanted]) -> tuple[OpenBatch, bytes] | None:
+        """A new batch with what the budget holds of ``keys``; what it will never hold leaves ``wanted``."""
+        part = {key: wanted[key] for key in keys}
         amounts = {key: each.most for key, each in part.items()}
         batch, grants = self._open.open(self._place, uuid.uuid4().hex, amounts, self._booking, self._budget)
         for key, grant in grants.items():
@@ -255,7 +253,7 @@ class Batches:
         for attempt in range(1, self._endpoint.tries + 1):
             try:
                 text = (await self._api.files.content(file)).text
-                lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+                lines = read_lines(text)
             except ValueError:
                 lines = []
             if lines and len(lines) >= least:
@@ -281,27 +279,3 @@ class Batches:
             yield
         except openai.OpenAIError as error:
             raise JudgeError(f"{self._place}: the Batch API: {showable(str(error), self._secret)}") from None
-
-
-def of_line(line: Mapping[str, Any]) -> Outcome:
-    """Of a line of an output or error file."""
-    response = line.get("response")
-    if isinstance(response, dict) and response.get("body") is not None:
-        status, body = response.get("status_code"), response["body"]
-        return of_body(json.dumps(body)) if status == 200 else of_status(int(status or 500), body, works=False)
-    error = line.get("error") or {}
-    return Outcome(str(error.get("code") or "batch_error"), str(error.get("message") or ""))
-
-
-def _parts(wanted: Mapping[str, Wanted]) -> Iterator[dict[str, Wanted]]:
-    """Portions that one file may hold."""
-    part: dict[str, Wanted] = {}
-    size = 0
-    for key, each in wanted.items():
-        if part and (len(part) == MOST_LINES or size + len(each.line) > MOST_BYTES):
-            yield part
-            part, size = {}, 0
-        part[key] = each
-        size += len(each.line)
-    if part:
-        yield part

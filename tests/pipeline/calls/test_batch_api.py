@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.calls.batch_api import MOST_LINES, Wanted, _parts, of_line
+from pipeline.calls.batch_file import MOST_LINES, of_line, portions
 from pipeline.calls.client import Client, run
 from pipeline.calls.ledger import opened
 from pipeline.calls.limits import Waits
@@ -210,10 +210,10 @@ def test_a_batch_the_provider_forgot_is_asked_anew(client: Make, file: str) -> N
 
 
 def test_a_file_holds_no_more_than_the_provider_takes() -> None:
-    wanted = {str(each): Wanted(b"x", 0, None) for each in range(2 * MOST_LINES + 1)}  # type: ignore[arg-type]
-    assert [len(part) for part in _parts(wanted)] == [MOST_LINES, MOST_LINES, 1]
-    large = {str(each): Wanted(b"x" * 100 * 10**6, 0, None) for each in range(3)}  # type: ignore[arg-type]
-    assert [len(part) for part in _parts(large)] == [1, 1, 1]
+    many = {str(each): b"x" for each in range(2 * MOST_LINES + 1)}
+    assert [len(keys) for keys in portions(many)] == [MOST_LINES, MOST_LINES, 1]
+    large = {str(each): b"x" * 100 * 10**6 for each in range(3)}
+    assert [len(keys) for keys in portions(large)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
