@@ -16,7 +16,7 @@ LONGEST = 110
 DIGITS = 12
 """Of a digest or a key; what `ratchet trace` takes is whole."""
 COLOURS = {"chosen": "green", "rejected": "red"}
-EMPTY = (None, "", [], {})
+EMPTY: tuple[object, ...] = (None, "", [], {})
 SHOWN = 6
 """Calls a judge."""
 PAIRED = ("round",)
