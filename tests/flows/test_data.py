@@ -177,6 +177,27 @@ def test_people_see_the_run_like_any_other(
     }  # fmt: skip
 
 
+def test_every_command_that_reads_runs_takes_it(
+    done: tuple[dict[str, Any], dict[str, Any]], ratchet: Callable[..., Any], tmp_path: Path
+) -> None:
+    from flows.annotation import tasks_of
+
+    status, _ = done
+    at = ("--workspace", status["workspace"])
+    code, out, _ = ratchet("status", "data", "--json", *at)
+    assert (code, json.loads(out)["rounds"]) == (0, status["rounds"])
+    code, out, _ = ratchet("pair", "data", "--set", "pairing.rule=all_pairs", "--json", *at)
+    assert code == 0 and [entry["pairs"] for entry in json.loads(out)["rounds"]] == [6, 6]
+    pair = read_pairs(artifact(status, "pairs").table())[0]
+    code, out, _ = ratchet("trace", pair.id, *at)
+    assert code == 0 and "wordy" in out and pair.prompt.text in out
+    code, _, said = ratchet("export", "data", "--to", tmp_path / "exported", "--quiet", *at)
+    assert code == 0, said
+    assert list((tmp_path / "exported").rglob("*.parquet"))
+    assert ratchet("report", "data", *at)[0] == 0
+    assert tasks_of("data:1", Path(status["workspace"]), per_prompt=1, seed=0)
+
+
 def test_its_pairs_are_trained_on_as_text(
     done: tuple[dict[str, Any], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
