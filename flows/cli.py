@@ -48,6 +48,9 @@ def run(
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
     config = load_recipe(recipe, RECIPES, settings or [])
     check_calls(config)
+    from pipeline.prompts import check_sources
+
+    check_sources(config.prompts)
     if dry_run:
         from flows.spending import estimating, of_whole_run
 

@@ -98,7 +98,7 @@ def _levelled(strengths: npt.NDArray[np.float64]) -> list[float]:
     begins = np.diff(ranked, prepend=-np.inf) > LEVEL
     levelled = np.empty_like(strengths)
     levelled[order] = ranked[begins][begins.cumsum() - 1]
-    return levelled.tolist()
+    return [float(each) for each in levelled]
 
 
 def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
