@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.store import PARQUET, Artifact, Draft, digest, sync
+from pipeline.store import Artifact, Draft, digest, encoding, sync
 from pipeline.tables import PROMPTS, prompts_table, read_groups, read_prompts
 from pipeline.types import Group, Prompt
 
@@ -38,7 +38,7 @@ def asked_digest(prompts: Iterable[Prompt]) -> str:
 def write_asked(draft: Draft, prompts: Sequence[Prompt]) -> None:
     """Write the prompts beside the shards."""
     part = draft.path / f"{ASKED}.part"
-    with pq.ParquetWriter(part, PROMPTS, **PARQUET) as writer:
+    with pq.ParquetWriter(part, PROMPTS, **encoding(PROMPTS)) as writer:
         for shard in shards(prompts):
             writer.write_table(prompts_table(shard), row_group_size=SHARD)
     sync(part)

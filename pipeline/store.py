@@ -31,8 +31,6 @@ from pipeline.errors import BusyError, StoreError
 from pipeline.protocols import Progress
 
 MANIFEST = "manifest.json"
-PARQUET: dict[str, Any] = {"compression": "lz4", "use_dictionary": False}
-"""How tables of texts and token ids are written: read and written up to twice as fast as by default, as small."""
 
 
 def digest(value: Any) -> str:
@@ -137,7 +135,7 @@ class Draft:
     def commit_shard(self, number: int, table: pa.Table) -> None:
         """Write one shard so that it is there whole or not at all."""
         part = self.path / f"{number:05d}.part"
-        pq.write_table(table, part, **PARQUET)
+        pq.write_table(table, part, **encoding(table.schema))
         sync(part)
         checksum = _checksum(part)
         file = self.path / f"{number:05d}-{checksum}.parquet"
@@ -256,6 +254,15 @@ def locked(path: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How tables of texts and token ids are written: read twice as fast as by default, and no larger.
+
+    Dictionaries of texts come to nothing; the bytes of ids compress better by place, where the upper ones are alike.
+    """
+    ids = [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.int32())]
+    return {"compression": "lz4", "use_dictionary": False, "use_byte_stream_split": ids}
 
 
 def write_json(path: Path, value: Any) -> None:

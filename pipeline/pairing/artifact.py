@@ -22,10 +22,10 @@ from pipeline.config import PairingConfig
 from pipeline.errors import StoreError
 from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
-from pipeline.pairing.columns import Shard, columns_of
-from pipeline.pairing.lengths import controls_length
+from pipeline.pairing.columns import Floats, Shard, array, flat_scores, presence
+from pipeline.pairing.lengths import controls_length, lengths_of
 from pipeline.pairing.shards import FirstPairs, first_pairs, pair
-from pipeline.pairing.yardstick import Yardstick, flat, flat_scores, needs_scores, with_cutoff, yardstick_of
+from pipeline.pairing.yardstick import Yardstick, needs_scores, with_cutoff, yardstick_of
 from pipeline.protocols import Progress
 from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import DROPS, PAIRS
@@ -62,8 +62,17 @@ class Round:
         candidates = self._read(self.candidates, number, None)
         return Shard(prompts, candidates, self._read(self.judgments, number, ["prompt_id", "scores"]))
 
-    def scores(self, number: int) -> pa.Table:
-        return self._read(self.judgments, number, ["scores"])
+    def scores(self, number: int) -> tuple[Floats, Floats]:
+        """Of all the shard's candidates, flat; and in place of lengths nothing."""
+        return flat_scores(array(self._read(self.judgments, number, ["scores"]), "scores")), np.empty(0)
+
+    def scores_and_lengths(self, number: int) -> tuple[Floats, Floats]:
+        """Of all the shard's candidates, flat."""
+        scores = array(self._read(self.judgments, number, ["scores"]), "scores")
+        token_ids = array(self._read(self.candidates, number, ["token_ids"]), "token_ids")
+        present = presence(scores)
+        lengths = lengths_of(token_ids, present, lambda: array(self._read(self.candidates, number, ["text"]), "text"))
+        return flat_scores(scores), lengths[present]
 
     def _read(self, artifact: Artifact, number: int, columns: list[str] | None) -> pa.Table:
         path = artifact.path / artifact.manifest["shards"][number]["file"]
@@ -146,9 +155,9 @@ def survey(source: Round, config: PairingConfig, each: Each = map) -> Yardstick:
     numbers = range(len(source))
     yardstick = Yardstick()
     if controls_length(config):
-        yardstick = yardstick_of(each(lambda one: flat(columns_of(source.shard(one), True)), numbers), config)
+        yardstick = yardstick_of(each(source.scores_and_lengths, numbers), config)
     elif needs_scores(config):
-        yardstick = yardstick_of(each(lambda one: flat_scores(source.scores(one)), numbers), config)
+        yardstick = yardstick_of(each(source.scores, numbers), config)
     if config.keep == 1:
         return yardstick
     margins = [part.margins for part in all_first_pairs(source, config, yardstick, each)]

@@ -56,6 +56,8 @@ class Columns:
     """Who comes first among equals."""
     texts: pa.StringArray
     """[rows]"""
+    text_sizes: npt.NDArray[np.int32]
+    """[rows]: bytes."""
     token_ids: pa.ListArray
     """[rows]"""
 
@@ -72,28 +74,30 @@ class Columns:
 def columns_of(shard: Shard, with_lengths: bool) -> Columns:
     """Raises AssertionError where the three tables do not hold the same groups in the same order."""
     names, scores = array(shard.prompts, "prompt_id"), array(shard.judgments, "scores")
-    sizes = pc.list_value_length(scores).to_numpy(zero_copy_only=False).astype(np.int64)
+    present = presence(scores)
+    sizes = present.sum(axis=1)
     starts = np.cumsum(sizes) - sizes
     _check(shard, names, sizes, starts)
-    present = np.arange(max(1, int(sizes.max(initial=0)))) < sizes[:, None]
     texts, token_ids = array(shard.candidates, "text"), array(shard.candidates, "token_ids")
-    raw = _padded(scores.flatten().to_numpy(zero_copy_only=False), present, np.nan)
+    raw = _padded(flat_scores(scores), present, np.nan)
     raw[~np.isfinite(raw)] = np.nan
     draws = _draws(shard.candidates, present, sizes)
     spaces = pc.utf8_is_space(texts).to_numpy(zero_copy_only=False)
-    empty = spaces | (pc.binary_length(texts).to_numpy(zero_copy_only=False) == 0)
+    text_sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    empty = spaces | (text_sizes == 0)
     truncated = pc.equal(array(shard.candidates, "finish_reason"), "length").to_numpy(zero_copy_only=False)
     return Columns(
         prompt_ids=names,
         sizes=sizes,
         starts=starts,
         raw=raw,
-        lengths=lengths_of(texts, token_ids, present) if with_lengths else np.empty((len(sizes), 0)),
+        lengths=lengths_of(token_ids, present, lambda: texts) if with_lengths else np.empty((len(sizes), 0)),
         empty=_padded(empty, present, False),
         truncated=_padded(truncated, present, False),
         draws=draws,
         priority=mixed(draws ^ _hashes(names)[:, None]),
         texts=texts,
+        text_sizes=text_sizes,
         token_ids=token_ids,
     )
 
@@ -102,6 +106,19 @@ def array(table: pa.Table, name: str) -> pa.Array:
     """A column in one piece, and without a copy where it already is."""
     column = table[name]
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def presence(scores: pa.ListArray) -> Bools:
+    """[groups, candidates]: whether the group has a candidate in that place."""
+    sizes = pc.list_value_length(scores).to_numpy(zero_copy_only=False)
+    there: Bools = np.arange(max(1, int(sizes.max(initial=0)))) < sizes[:, None]
+    return there
+
+
+def flat_scores(scores: pa.ListArray) -> Floats:
+    """A number a candidate; NaN where the judge abstained."""
+    values: Floats = scores.flatten().to_numpy(zero_copy_only=False)
+    return values
 
 
 def mixed(words: Words) -> Words:

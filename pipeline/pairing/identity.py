@@ -9,10 +9,10 @@ from pipeline.pairing.columns import Bools, Columns, Floats, Indices
 
 def same(columns: Columns, left: Indices, right: Indices) -> Bools:
     """Whether the candidates in these rows have one text or, where they have any, the same token ids."""
-    if not len(left):
-        return np.zeros(0, bool)
-    texts = pc.equal(columns.texts.take(pa.array(left)), columns.texts.take(pa.array(right)))
-    equal: Bools = texts.to_numpy(zero_copy_only=False).copy()
+    equal: Bools = columns.text_sizes[left] == columns.text_sizes[right]
+    likely = np.flatnonzero(equal)
+    texts = (columns.texts.take(pa.array(rows[likely])) for rows in (left, right))
+    equal[likely] = pc.equal(*texts).to_numpy(zero_copy_only=False)
     others = np.flatnonzero(~equal)
     equal[others] = same_ids(columns.token_ids, left[others], right[others])
     return equal

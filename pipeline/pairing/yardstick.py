@@ -11,10 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.config import PairingConfig
-from pipeline.pairing.columns import Columns, array
 from pipeline.pairing.lengths import Floats, Line, compared_scores, controls_length, deviation, fit_line
 
 SLACK = 1e-9
@@ -63,17 +61,6 @@ def yardstick_of(scores: Iterable[tuple[Floats, Floats]], config: PairingConfig)
     line = fit_line(raw, lengths) if config.length_regression else Line()
     compared = [compared_scores(one, sizes, config, line) for one, sizes in zip(raw, lengths, strict=True)]
     return Yardstick(line, deviation(compared), rounding=SLACK * deviation(raw))
-
-
-def flat(columns: Columns) -> tuple[Floats, Floats]:
-    """Scores and lengths of the candidates that have a score."""
-    lengths = columns.lengths[columns.scored] if columns.lengths.shape[1] else np.empty(0)
-    return columns.raw[columns.scored], lengths
-
-
-def flat_scores(judgments: pa.Table) -> tuple[Floats, Floats]:
-    """Scores alone, of a table that need have no other column."""
-    return array(judgments, "scores").flatten().to_numpy(zero_copy_only=False), np.empty(0)
 
 
 def with_cutoff(yardstick: Yardstick, margins: Floats, keep: float) -> Yardstick:

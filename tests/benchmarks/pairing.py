@@ -25,7 +25,10 @@ SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
 N = 8
 """Candidates a prompt."""
 TOKENS = 100
-"""Mean length of a completion; log-normal, cut at 256."""
+LONGEST = 256
+"""Mean and greatest length of a completion; log-normal."""
+DIFFERENT = 32
+"""Shards whose texts are made up; later ones have the same texts again under other ids, seeds and scores."""
 WORDS = 30_000
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -112,30 +115,30 @@ def generate(place: str, candidates: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from pipeline.candidates import ASKED, SHARD
-    from pipeline.store import PARQUET, Artifact, Draft, Spec, Store
+    from pipeline.store import Artifact, Draft, Spec, Store, encoding
     from pipeline.tables import PROMPTS
 
     prompts = candidates // N
-    starts = range(0, prompts, SHARD)
     store = Store(Path(place))
+    sampled = Spec("candidates", 0, {"candidates": candidates})
+    scored = Spec("judgments", 0, {}, {"candidates": sampled.key})
 
-    def sampled(draft: Draft) -> Artifact:
-        with pq.ParquetWriter(draft.path / ASKED, PROMPTS, **PARQUET) as writer:
-            for number, start in enumerate(starts):
-                shard = round_shard(number, min(SHARD, prompts - start))
-                writer.write_table(shard.prompts)
-                draft.commit_shard(number, shard.candidates)
-        return draft.finish()
+    def judged(judgments: Draft) -> Artifact:
+        def made(draft: Draft) -> Artifact:
+            with pq.ParquetWriter(draft.path / ASKED, PROMPTS, **encoding(PROMPTS)) as writer:
+                for number, start in enumerate(range(0, prompts, SHARD)):
+                    shard = round_shard(number, min(SHARD, prompts - start))
+                    writer.write_table(shard.prompts)
+                    draft.commit_shard(number, shard.candidates)
+                    judgments.commit_shard(number, shard.judgments)
+            return draft.finish()
 
-    def judged(draft: Draft) -> Artifact:
-        for number, start in enumerate(starts):
-            draft.commit_shard(number, round_shard(number, min(SHARD, prompts - start)).judgments)
-        return draft.finish()
+        store.make(sampled, made)
+        return judgments.finish()
 
-    made = store.make(Spec("candidates", 0, {"candidates": candidates}), sampled)
-    scored = store.make(Spec("judgments", 0, {}, {"candidates": made.key}), judged)
+    store.make(scored, judged)
     size = sum(file.stat().st_size for file in Path(place).rglob("*.parquet"))
-    return {"candidates": made.key, "judgments": scored.key, "disk_mib": size / 2**20}
+    return {"candidates": sampled.key, "judgments": scored.key, "disk_mib": size / 2**20}
 
 
 def round_shard(number: int, prompts: int) -> Any:
@@ -148,30 +151,42 @@ def round_shard(number: int, prompts: int) -> Any:
 
     rng = np.random.default_rng(number)
     count = prompts * N
-    ids, texts = words(rng, rng.lognormal(np.log(TOKENS) - 0.18, 0.6, count))
-    asked_ids, asked = words(rng, rng.lognormal(np.log(40), 0.5, prompts))
+    asked_ids, asked, ids, texts = (
+        each.slice(0, prompts if at < 2 else count) for at, each in enumerate(written(number % DIFFERENT))
+    )
     names = pa.array([f"{number * 1_000_000 + at:016x}" for at in range(prompts)])
-    nobody, empty = pa.nulls(prompts, pa.string()), pa.array([""] * prompts)
     messages = pa.nulls(prompts, PROMPTS.field("messages").type).fill_null([])
-    lengths = np.diff(ids.offsets.to_numpy())
-    stop = pa.array(np.where(lengths >= 256, "length", "stop"))
-    places = np.arange(N, dtype=np.int32)
+    lengths = ids.value_lengths().to_numpy()
+    places = pa.array(np.tile(np.arange(N, dtype=np.int32), prompts))
     candidates = [
-        names.take(pa.array(np.repeat(np.arange(prompts), N))), pa.array(np.tile(places, prompts)), ids,
-        texts, stop, pa.array(rng.integers(0, 2**62, count)), pa.array(-2.0 * lengths), pa.array([""] * count),
+        names.take(pa.array(np.repeat(np.arange(prompts), N))), places, ids, texts,
+        pa.array(np.where(lengths >= LONGEST, "length", "stop")), pa.array(rng.integers(0, 2**62, count)),
+        pa.array(-2.0 * lengths), pa.repeat("", count),
     ]  # fmt: skip
-    scores = rng.normal(0, 1, count) + 0.3 * np.log(lengths)
-    offsets = np.arange(0, count + 1, N, dtype=np.int32)
+    scores = pa.array(rng.normal(0, 1, count) + 0.3 * np.log(lengths), mask=rng.random(count) < 0.01)
+    offsets = pa.array(np.arange(0, count + 1, N, dtype=np.int32))
+    votes = "[" + ", ".join(['{"raw": "a rather long reply", "score": 4}'] * N) + "]"
     judgments = [
-        names, pa.array(["judge"] * prompts),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(scores, mask=rng.random(count) < 0.01)),
-        pa.array(["[" + ", ".join(['{"raw": "a rather long reply", "score": 4}'] * N) + "]"] * prompts),
+        names, pa.repeat("judge", prompts), pa.ListArray.from_arrays(offsets, scores), pa.repeat(votes, prompts)
     ]  # fmt: skip
+    nothing = [pa.nulls(prompts, pa.string()), pa.repeat("", prompts)]
     return Shard(
-        pa.table([names, asked, asked_ids, messages, nobody, empty], schema=PROMPTS),
+        pa.table([names, asked, asked_ids, messages, *nothing], schema=PROMPTS),
         pa.table(candidates, schema=CANDIDATES),
         pa.table(judgments, schema=JUDGMENTS),
     )
+
+
+@cache
+def written(number: int) -> tuple[Any, Any, Any, Any]:
+    """Ids and texts of a whole shard's prompts, then of its candidates."""
+    import numpy as np
+
+    from pipeline.candidates import SHARD
+
+    rng = np.random.default_rng(10_000 + number)
+    prompts = words(rng, rng.lognormal(np.log(40), 0.5, SHARD))
+    return *prompts, *words(rng, rng.lognormal(np.log(TOKENS) - 0.18, 0.6, SHARD * N))
 
 
 def words(rng: Any, lengths: Any) -> tuple[Any, Any]:
@@ -180,7 +195,7 @@ def words(rng: Any, lengths: Any) -> tuple[Any, Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    sizes = np.clip(lengths, 1, 256).astype(np.int64)
+    sizes = np.clip(lengths, 1, LONGEST).astype(np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
     ids = np.minimum(rng.zipf(1.3, int(sizes.sum())) - 1, WORDS - 1).astype(np.int32)
     spelt = pa.ListArray.from_arrays(offsets, vocabulary().take(pa.array(ids)))

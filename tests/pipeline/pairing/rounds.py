@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 from hypothesis import strategies as st
 
 from pipeline.config import PairingConfig
-from pipeline.pairing import REASONS, Origin, Shard, pair
+from pipeline.pairing import REASONS, Origin, Shard, columns_of, pair
 from pipeline.pairing.artifact import survey
+from pipeline.pairing.columns import Floats
 from pipeline.tables import candidates_table, judgments_table, prompts_table, read_pairs
 from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
 
@@ -48,8 +49,12 @@ class Held:
     def shard(self, number: int) -> Shard:
         return self.shards[number]
 
-    def scores(self, number: int) -> pa.Table:
-        return self.shards[number].judgments
+    def scores(self, number: int) -> tuple[Floats, Floats]:
+        return columns_of(self.shards[number], True).raw.ravel(), np.empty(0)
+
+    def scores_and_lengths(self, number: int) -> tuple[Floats, Floats]:
+        columns = columns_of(self.shards[number], True)
+        return columns.raw.ravel(), columns.lengths.ravel()
 
 
 def group(name: str, texts: Sequence[str], truncated: Sequence[int] = (), ids: bool = True) -> Group:

@@ -132,3 +132,15 @@ def test_a_shard_that_is_gone_is_named(many: tuple[Store, Round]) -> None:
     gone.unlink()
     with pytest.raises(StoreError, match=gone.name):
         make(store, source)
+
+
+def test_text_alone_is_measured_in_words_from_the_disk_as_well(tmp_path: Path) -> None:
+    texts = [["one two", "three", "four five six seven"], ["a b c", "d", "e f"]]
+    groups = [group(f"p{number}", row, ids=False) for number, row in enumerate(texts)]
+    judgments = judged(groups, [[2.0, 1.0, 5.0], [3.5, 1.2, 2.0]])
+    config = PairingConfig(length_regression=True)
+    store = Store(tmp_path)
+    made = make(store, stored(store, groups, judgments), config=config)
+    assert made.info["yardstick"]["line"]["middle"] == (2 + 1 + 4 + 3 + 1 + 2) / 6
+    found = pair_round(groups, judgments, config)
+    assert [pair.margin for pair in read_pairs(made.table())] == [pair.margin for pair in found.pairs]
