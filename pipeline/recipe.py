@@ -90,6 +90,8 @@ def load_pairing(began: Mapping[str, Any], overrides: Sequence[str]) -> PairingC
     for position, override in enumerate(overrides):
         if not override.startswith("pairing."):
             raise ConfigError(f"--set {override!r}: only pairs are made anew; allowed: pairing.KEY=VALUE")
+        if override.startswith("pairing.replay"):
+            raise ConfigError(f"--set {override!r} has no effect: what is replayed is drawn before a training")
         _apply(override, document, earlier=overrides[:position])
     return validate(PairingConfig, document["pairing"], "--set pairing")
 

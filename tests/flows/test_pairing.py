@@ -93,6 +93,7 @@ def test_the_runs_own_settings_are_where_it_starts(run: Run) -> None:
     ("overrides", "round", "message"),
     [
         (["margin=1"], None, "--set 'margin=1': only pairs are made anew; allowed: pairing.KEY=VALUE"),
+        (["pairing.replay.share=0.5"], None, "--set 'pairing.replay.share=0.5' has no effect"),
         (["pairing.margin=-1"], None, "-1"),
         (["pairing.rule=worst"], None, '"worst" is not allowed'),
         ([], 7, "run 'stored' has no finished round 7 to pair anew; it has 0, 1"),
