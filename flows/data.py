@@ -133,12 +133,7 @@ def answers(session: DataSession, name: str, model: Model, prompts: Sequence[Pro
 
 def together(session: DataSession, prompts: Sequence[Prompt], sources: Sequence[Source]) -> Artifact:
     """A group a prompt, of all models' candidates."""
-    with session.console.stage("candidates", len(prompts)) as progress:
-        made = merge(session, prompts, sources, {}, LEAST)
-        lost = made.info["prompts_left_out"]
-        note = f"{lost} prompts left out: fewer than {LEAST} candidates" if lost else ""
-        progress(len(prompts) - lost, len(prompts), note)
-    return made
+    return merge(session, prompts, sources, {}, LEAST)
 
 
 def sampled(session: DataSession, name: str, model: LocalModel, prompts: Sequence[Prompt], round: int) -> Source:

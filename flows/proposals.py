@@ -111,22 +111,26 @@ def merge(
         dropped: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
         kept: list[Prompt] = []
         waiting: list[Group] = []
-        for group in _merged(prompts, sources, dropped, least):
-            kept.append(group.prompt)
-            waiting.append(group)
-            if len(waiting) == SHARD:
+        with session.console.stage("candidates", len(prompts)) as progress:
+            for group in _merged(prompts, sources, dropped, least):
+                kept.append(group.prompt)
+                waiting.append(group)
+                if len(waiting) == SHARD:
+                    _write(draft, len(kept), waiting)
+                    waiting = []
+            if waiting:
                 _write(draft, len(kept), waiting)
-                waiting = []
-        if not kept:
-            raise DataError(f"no prompt of {len(prompts)} has {least} candidates ({_lost(sources, dropped)})")
-        if waiting:
-            _write(draft, len(kept), waiting)
-        write_asked(draft, kept)
-        total = sum(dropped.values(), Counter[str]())
-        info = {"prompts_left_out": len(prompts) - len(kept), "missing": missing(sources, dropped)}
+            lost = missing(sources, dropped)
+            if not kept:
+                raise DataError(f"no prompt of {len(prompts)} has {least} candidates ({_lost(lost)})")
+            write_asked(draft, kept)
+            left_out = len(prompts) - len(kept)
+            notes = [f"{left_out} prompts left out: fewer than {least} candidates"] if left_out else []
+            progress(len(kept), len(prompts), "; ".join([*notes, *([f"missing: {_lost(lost)}"] if lost else [])]))
         sampled = [source.artifact.info["policy"] for source in sources if not source.name]
+        info = {"prompts_left_out": left_out, "missing": lost, **({"policy": sampled[0]} if sampled else {})}
         rows = sum(int(source.artifact.manifest["rows"]) for source in sources)
-        return draft.finish({**info, **({"policy": sampled[0]} if sampled else {})}, rows_in=rows, dropped=total)
+        return draft.finish(info, rows_in=rows, dropped=sum(dropped.values(), Counter[str]()))
 
     return session.store.make(spec, build)
 
@@ -141,11 +145,10 @@ def missing(sources: Sequence[Source], dropped: Mapping[str, Mapping[str, int]])
     return {name: dict(reasons) for name, reasons in found.items() if reasons}
 
 
-def _lost(sources: Sequence[Source], dropped: Mapping[str, Mapping[str, int]]) -> str:
-    found = missing(sources, dropped)
+def _lost(missing: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(
         f"{name or 'the policy'}: {', '.join(f'{count} {reason}' for reason, count in reasons.items())}"
-        for name, reasons in found.items()
+        for name, reasons in missing.items()
     )
 
 

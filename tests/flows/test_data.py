@@ -386,7 +386,7 @@ def test_proposers_candidates_come_after_the_policys_in_the_policys_ids(run_smal
 
     with ApiServer(proposed) as one:
         proposers = f'{{big={{type="server", n=2, endpoints=[{{model="m", base_url="{one.base_url}"}}]}}}}'
-        overrides = (f"sampling.proposers={proposers}", "rounds=1")
+        overrides = (f"sampling.proposers={proposers}", "rounds=1", "trainer.epochs=1")
         config = load_recipe(str(RECIPE), RECIPE.parent, overrides)
         (cost,) = of_proposers(config, Desk("nowhere", "estimate"))
         status = run_small("proposed", *overrides)
