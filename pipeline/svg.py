@@ -5,7 +5,9 @@ reads well in light and in dark. The same input gives the same bytes: ids come f
 version is written. Nothing here touches matplotlib's global state, so charts may be drawn beside a user's own.
 """
 
+import hashlib
 import io
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -32,15 +34,26 @@ STYLE = {
 }  # fmt: skip
 
 
+KEPT = 256
+"""Drawings of a kind that are kept. One takes a tenth of a second, and a run writes its page again when it ends."""
+
+
 def drawn(draw: Callable[Concatenate[str, P], Figure]) -> Callable[Concatenate[str, P], str]:
-    """Draw in our style, whatever the user's matplotlib is set to, and give the SVG; the first argument names it."""
+    """Draw in our style, whatever the user's matplotlib is set to, and give the SVG; the first argument names it. What
+    was drawn already is not drawn again."""
+    kept: dict[bytes, str] = {}
 
     @wraps(draw)
     def wrapped(name: str, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
-            return _svg(draw(name, *args, **kwargs), name)
+        asked = hashlib.sha256(pickle.dumps((name, args, kwargs))).digest()
+        if asked not in kept:
+            if len(kept) >= KEPT:
+                kept.clear()
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+                kept[asked] = _svg(draw(name, *args, **kwargs), name)
+        return kept[asked]
 
     return wrapped
 
