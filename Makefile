@@ -4,12 +4,14 @@
 #   EXTRAS=gpu,dev      vLLM's CUDA build instead of its CPU build
 #   TORCH_INDEX=…       address of PyTorch's CPU index, where pip does not know it yet (see CONTRIBUTING.md)
 #   ARGS=…              passed on to pytest, ratchet or the benchmarks
+#   WORKERS=…           processes that `make test` runs tests in: a number, or one a core (0: in its own)
 
 PYTHON ?= python3
 EXTRAS ?= cpu,dev
 TORCH_INDEX ?=
 ARGS ?=
-BENCHMARKS ?= trainer judges
+WORKERS ?= auto
+BENCHMARKS ?= trainer judges pairing
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -32,7 +34,7 @@ demo: $(READY)  ## rounds of online DPO on a laptop CPU: "ravin likes" learns to
 	$(BIN)/ratchet run food $(ARGS)
 
 test: $(READY)  ## the whole test suite but the soak tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(READY)  ## long fault and load tests
 	$(BIN)/python -m pytest -m soak $(ARGS)

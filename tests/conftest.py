@@ -3,13 +3,20 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-HOME = Path(tempfile.mkdtemp(prefix="ratchet-tests-"))
+MOST_WORKERS = 4
+"""More than this and the engines, a gigabyte each, would be in each other's way."""
+TOGETHER = {"tests/flows/test_resume.py": "tests/flows/test_online.py"}
+"""Files that share a whole run, so that one worker makes it once: those on the left go where those on the right go."""
+
+HOME = Path(tempfile.mkdtemp(prefix="ratchet-tests-"))  # each worker of pytest-xdist imports this, and has its own
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 # Before anything heavy is imported: these are read once, at import.
@@ -27,6 +34,11 @@ os.environ |= {
 os.environ.pop("PREFECT_API_URL", None)  # never a real server
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy threads on two cores are slower than one
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a script Ctrl-C is ignored, and what is ignored is inherited: no process that a test starts
+    # would hear of it. What is handled is not inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("ratchet", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ratchet")
@@ -48,3 +60,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device; torch sees none")
+
+
+# ---------------------------------------------------------------------------------------------- several workers
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: one a core. With a card tests run one after the other: an engine takes most of its memory."""
+    return 0 if shutil.which("nvidia-smi") else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``: a file's tests stay together, because they share fixtures."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return TOGETHER.get(file, file)
+
+    return ByFile(config, log)

@@ -1,4 +1,4 @@
-"""One real Prefect server and one finished run for all the claims about flows: both cost seconds."""
+"""One real Prefect server, one engine and one finished run for all the claims about flows: each costs seconds."""
 
 import os
 import signal
@@ -7,14 +7,17 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from flows import cli, environment
+from pipeline.config import SamplingConfig
+from pipeline.protocols import Sampler
 from pipeline.recipe import load_recipe
+from pipeline.sampling import start_sampler
 
 from .small import LONGER, RECIPE, STARTED, Ratchet, sets, until
 
@@ -61,24 +64,76 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-class RunSmall(Protocol):
-    def __call__(self, name: str, *settings: str, workspace: Path | None = None) -> dict[str, Any]:
-        """Run ``small.toml`` under this name in this process, with settings as ``--set`` takes them; its status."""
+class Lent:
+    """An engine that outlives the run that closes it."""
+
+    def __init__(self, engine: Sampler) -> None:
+        self.load, self.sample, self.logprobs, self.sleep = engine.load, engine.sample, engine.logprobs, engine.sleep
+
+    def close(self) -> None: ...
+
+
+OF_THE_REQUEST = {"n", "temperature", "top_p", "top_k", "max_tokens", "logprobs"}
+"""Settings of sampling that an engine is told anew each time."""
 
 
 @pytest.fixture(scope="session")
-def run_small(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunSmall:
-    """All in one workspace, unless told otherwise, so that they share their policy."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+def lend() -> Iterator[Callable[[SamplingConfig, Path], Sampler]]:
+    """``start_sampler``, but that transformers' engine is started once for all runs of the same model settings."""
+    started: dict[str, Sampler] = {}
 
+    def lent(config: SamplingConfig, log: Path) -> Sampler:
+        if config.engine != "transformers":
+            return start_sampler(config, log)
+        key = config.model_dump_json(exclude=OF_THE_REQUEST)
+        if key not in started:
+            started[key] = start_sampler(config, log)
+        return Lent(started[key])
+
+    yield lent
+    for engine in started.values():
+        engine.close()
+
+
+class RunSmall(Protocol):
+    def __call__(
+        self, name: str, *settings: str, workspace: Path | None = None, recipe: Path = RECIPE, own_engine: bool = False
+    ) -> dict[str, Any]:
+        """Run ``small.toml`` under this name in this process, with settings as ``--set`` takes them; its status."""
+
+
+@contextmanager
+def served(server: str) -> Iterator[None]:
+    """Within, Prefect's server is this one. Its log would still be on the way when the server ends, and every flow
+    would wait a second for the thread that sends signs of life."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
+
+    quick = {PREFECT_LOGGING_TO_API_ENABLED: False, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with temporary_settings({PREFECT_API_URL: server, **quick}):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_small(
+    server: str, lend: Callable[[SamplingConfig, Path], Sampler], tmp_path_factory: pytest.TempPathFactory
+) -> RunSmall:
+    """All in one workspace, unless told otherwise, so that they share their policy."""
     from flows.online import online_dpo
 
     shared = tmp_path_factory.mktemp("workspace")
 
-    def run(name: str, *settings: str, workspace: Path | None = None) -> dict[str, Any]:
-        config = load_recipe(str(RECIPE), RECIPE.parent, settings)
-        # Its log would still be on the way when the server ends.
-        with temporary_settings({PREFECT_API_URL: server, PREFECT_LOGGING_TO_API_ENABLED: False}):
+    def run(
+        name: str, *settings: str, workspace: Path | None = None, recipe: Path = RECIPE, own_engine: bool = False
+    ) -> dict[str, Any]:
+        config = load_recipe(str(recipe), recipe.parent, settings)
+        with served(server), pytest.MonkeyPatch.context() as patch:
+            if not own_engine:
+                patch.setattr("flows.session.start_sampler", lend)
             return online_dpo(config, name, str(workspace or shared), quiet=True)
 
     return run
@@ -92,10 +147,9 @@ def finished(run_small: RunSmall) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Ratchet:
-    """``ratchet run … --json`` as a user gives it: vLLM, Prefect's own temporary server. It has ended."""
-    if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    run = Ratchet(tmp_path_factory.mktemp("by-command"), *sets("sampling.engine=vllm", *LONGER), "--json")
+    """``ratchet run … --json`` as a user gives it: vLLM, where it is installed, and Prefect's own temporary server. It
+    has ended."""
+    run = Ratchet(tmp_path_factory.mktemp("by-command"), *sets(*LONGER), "--json")
     run.wait()
     return run
 

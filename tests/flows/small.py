@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("small.toml")
 LONGER = (
     "prompts.source.call.args.ravin=300", "sampling.n=8", "policy.epochs=30", "trainer.batch_size=16",
+    "sampling.engine=auto",
 )  # fmt: skip
-"""Settings that make every stage long enough to be interrupted, and the prompts two shards."""
-PATIENCE = 120.0
-"""Seconds until a test that waits gives up. Nothing here depends on how long a machine takes."""
+"""Settings that make every stage long enough to be interrupted, and the prompts two shards; with vLLM, where it is
+installed."""
+PATIENCE = 300.0
+"""Seconds until a test that waits gives up: ten times what anything here takes on an idle machine."""
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:
@@ -61,9 +63,9 @@ class Ratchet:
 
         STARTED.append(self)
 
-    def until(self, pattern: str) -> None:
-        """Wait until a file of this pattern is in the workspace."""
-        until(lambda: any(self.workspace.glob(pattern)), self.process)
+    def until(self, pattern: str, count: int = 1) -> None:
+        """Wait until so many files of this pattern are in the workspace."""
+        until(lambda: len(list(self.workspace.glob(pattern))) >= count, self.process)
 
     def signal(self, number: signal.Signals) -> list[psutil.Process]:
         """Signal the whole process group; all processes the run had, those of other groups too."""

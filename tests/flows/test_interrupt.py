@@ -1,7 +1,9 @@
 """Two runs of one name, and Ctrl-C."""
 
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +36,13 @@ def test_a_second_run_of_one_name_is_refused_and_ctrl_c_ends_the_first(tmp_path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_saves_its_state_before_the_run_leaves(tmp_path: Path, number: signal.Signals) -> None:
-    run = Ratchet(tmp_path / "workspace", *sets("trainer.epochs=100000", "trainer.checkpoint_steps=1000000"))
+def test_a_training_saves_its_state_before_the_run_leaves(
+    finished: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    # All up to the training is there already.
+    made = Path(finished["workspace"]) / "artifacts"
+    shutil.copytree(made, tmp_path / "workspace" / "artifacts", ignore=shutil.ignore_patterns("train"))
+    run = Ratchet(tmp_path / "workspace", *sets("trainer.epochs=5000", "trainer.checkpoint_steps=1000000"))
     metrics = _metrics(run)
     steps = len(metrics.read_text().splitlines())
     assert not list(run.workspace.glob("artifacts/train/*/state/*"))

@@ -25,7 +25,10 @@ from tests.tiny_chat import chat_policy, reward_model
 from .conftest import RunSmall, Said
 from .small import RECIPE, store_of
 
-ONE = ("rounds=1", "prompts.source.call.args.ravin=6", "prompts.source.call.args.held_out=4", "prompts.held_out=4")
+ONE = (
+    "rounds=1", "prompts.source.call.args.ravin=6", "prompts.source.call.args.held_out=4", "prompts.held_out=4",
+    "policy.epochs=4",
+)  # fmt: skip
 RULES = {"type": "rules", "rules": {"pizza": {"type": "regex", "pattern": "pizza"}}}
 
 
@@ -103,7 +106,7 @@ def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first
 ) -> None:
     status = run_small("panel", "rounds=2", panel(), workspace=tmp_path)
     store = store_of(status)
-    made = [store.get("panel", entry["artifacts"]["judgments"]) for entry in status["rounds"]]
+    made = [store.get("judgments", entry["artifacts"]["judgments"]) for entry in status["rounds"]]
     first, second = (artifact.info["calibration"] for artifact in made)
     assert first == second
     assert first["scales"]["food"]["std"] > 0
@@ -115,7 +118,7 @@ def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first
     reweighted = run_small("panel-2", "rounds=2", panel(combine="minimum"), "rounds=1", workspace=tmp_path)
     assert reweighted["rounds"][0]["artifacts"]["candidates"] == status["rounds"][0]["artifacts"]["candidates"]
     members = {made[0].manifest["inputs"][f"member {name}"] for name in ("food", "short")}
-    assert {store.get("panel", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][f"member {name}"]
+    assert {store.get("judgments", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][f"member {name}"]
             for name in ("food", "short")} == members  # fmt: skip
     assert members <= {path.name for path in before}
 

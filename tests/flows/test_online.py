@@ -123,7 +123,7 @@ def test_the_same_run_again_does_nothing_twice(
     log = Path(status["directory"]) / "engine.log"
     done, logged = finished_files(by_command.workspace), log.stat().st_size
     assert done
-    assert run_small("small", "sampling.engine=vllm", *LONGER, workspace=by_command.workspace) == status
+    assert run_small("small", *LONGER, workspace=by_command.workspace) == status
     assert finished_files(by_command.workspace) == done
     assert log.stat().st_size == logged  # no engine was started
 

@@ -12,14 +12,13 @@ import httpx
 import psutil
 import pytest
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from flows.online import online_dpo
 from pipeline.errors import DataError
 from pipeline.runs import Run
 
-from .conftest import RunSmall
-from .small import LONGER, ROOT, finished_files, store_of, until
+from .conftest import RunSmall, served
+from .small import ROOT, finished_files, store_of, until
 
 STAGES = ["sample", "judge", "pair", "reference", "train", "evaluate"]
 
@@ -106,7 +105,7 @@ def _artifacts(api: Server, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
 def test_the_config_comes_as_json_from_prefect_s_pages_and_is_validated(
     server: str, finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    with temporary_settings({PREFECT_API_URL: server, PREFECT_LOGGING_TO_API_ENABLED: False}):
+    with served(server):
         assert online_dpo(finished["config"], "finished", finished["workspace"], True) == finished
         wrong = finished["config"] | {"trainer": {"beta": -1}}
         with pytest.raises(ParameterTypeError, match=r"config.trainer.beta"):
@@ -129,13 +128,14 @@ def test_a_stage_whose_engine_is_killed_is_tried_again_and_keeps_its_shards(
     killer = threading.Thread(target=kill_engine)
     killer.start()
     status = run_small(
-        "retried", "rounds=1", *LONGER, "prompts.source.call.args.ravin=1500", "sampling.n=12", workspace=tmp_path
-    )
+        "retried", "rounds=1", "prompts.source.call.args.ravin=1500", "sampling.n=8", "trainer.epochs=1",
+        "trainer.batch_size=64", workspace=tmp_path, own_engine=True,
+    )  # fmt: skip
     killer.join()
     assert status["state"] == "complete"
     (entry,) = status["rounds"]
     candidates = store_of(status).get("candidates", entry["artifacts"]["candidates"])
-    assert entry["groups"] * 12 == candidates.manifest["rows"]
+    assert entry["groups"] * 8 == candidates.manifest["rows"]
     assert shards.items() <= finished_files(tmp_path).items()
     assert any(file.parent == candidates.path for file in shards)
     (stage, *_) = api.stages(api.rounds("retried")[0], expected=6)

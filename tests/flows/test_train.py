@@ -202,7 +202,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_the_same(
     assert not list(workspace.glob("artifacts/train/*/manifest.json"))
     assert any("reference" in file.parts for file in done)
 
-    result = Ratchet(workspace, *longer, command=("train", str(prefs), "--policy", str(policy))).status()
+    result = train(prefs, *sets("epochs=30", "checkpoint_steps=5"), workspace=workspace)
     assert done.items() <= finished_files(workspace).items()
     assert result["reference"]["reused"]
     assert result["steps"] == 150

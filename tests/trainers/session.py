@@ -27,7 +27,7 @@ from trainers.examples import Pair, Row
 from trainers.lesson import Lesson, Trained
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds until a test that waits gives up."""
 
 

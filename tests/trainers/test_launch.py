@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
 """So many that no process is at the end when the one that started it ends, three steps after the start."""
 SETTINGS = config(batch_size=4, epochs=8, processes=2, checkpoint_steps=2)
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 STARTED = """
 import os, sys
