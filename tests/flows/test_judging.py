@@ -118,8 +118,8 @@ def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first
     reweighted = run_small("panel-2", "rounds=2", panel(combine="minimum"), "rounds=1", workspace=tmp_path)
     assert reweighted["rounds"][0]["artifacts"]["candidates"] == status["rounds"][0]["artifacts"]["candidates"]
     members = {made[0].manifest["inputs"][f"member {name}"] for name in ("food", "short")}
-    assert {store.get("judgments", reweighted["rounds"][0]["artifacts"]["judgments"]).manifest["inputs"][f"member {name}"]
-            for name in ("food", "short")} == members  # fmt: skip
+    again = store.get("judgments", reweighted["rounds"][0]["artifacts"]["judgments"])
+    assert {again.manifest["inputs"][f"member {name}"] for name in ("food", "short")} == members
     assert members <= {path.name for path in before}
 
 
