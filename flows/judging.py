@@ -57,7 +57,7 @@ def judge(
     first = frozen or candidates
     weights = {name: member.model_dump(mode="json", exclude={"judge"}) for name, member in config.members.items()}
     spec = Spec(
-        "panel", 1, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
+        "judgments", 2, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
         {f"member {name}": made.key for name, made in members.items()}
         | {"candidates": candidates.key, "frozen": first.key},
     )  # fmt: skip

@@ -18,15 +18,13 @@ from flows.offline import Bench
 from flows.stages import pair_by
 from flows.summary import margin_figures
 from pipeline.config import PairingConfig
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.pairing.artifact import Round, all_first_pairs, survey, workers
 from pipeline.pairing.preview import preview
 from pipeline.recipe import load_pairing
 from pipeline.runs import Run
 from pipeline.store import Artifact
 
-JUDGED = ("judgments", "panel")
-"""Stages that a round's judgments may come from."""
 Entry = Mapping[str, Any]
 
 
@@ -109,10 +107,7 @@ def _rounds(status: Entry, round: int | None) -> list[Entry]:
 def _stored(run: Run, entry: Entry) -> tuple[Artifact, Artifact]:
     """The round's candidates and judgments."""
     keys = entry["artifacts"]
-    for stage in JUDGED:
-        if (run.store.root / stage / keys["judgments"]).is_dir():
-            return run.store.get("candidates", keys["candidates"]), run.store.get(stage, keys["judgments"])
-    raise StoreError(f"round {entry['round']} of {run.name!r}: its judgments {keys['judgments']} are gone")
+    return run.store.get("candidates", keys["candidates"]), run.store.get("judgments", keys["judgments"])
 
 
 # ---------------------------------------------------------------------------------------------- showing it

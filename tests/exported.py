@@ -218,7 +218,7 @@ def _judgments(
     if not members:
         return _make(run, Spec("judgments", 2, {}, inputs), tables("acme/judge")), {}
     keys = {f"member {name}": member.key for name, member in members.items()}
-    return _make(run, Spec("panel", 1, {}, inputs | keys), tables("panel")), members
+    return _make(run, Spec("judgments", 1, {"type": "panel"}, inputs | keys), tables("panel")), members
 
 
 def _pairs(run: Run, groups: list[Group], number: int, candidates: Artifact, judgments: Artifact) -> Artifact:

@@ -112,7 +112,7 @@ class Place:
         groups = all_groups(candidates)
         judged = combine(config, "panel", said, groups, calibrate(config, said, groups))
         spec = Spec(
-            "panel", 1, config.model_dump(mode="json", exclude={"members"}),
+            "judgments", 2, config.model_dump(mode="json", exclude={"members"}),
             {f"member {name}": each.key for name, each in made.items()} | {"candidates": candidates.key},
         )  # fmt: skip
         return self._make(spec, shards=[judgments_table(shard) for shard in shards(judged)])

@@ -70,7 +70,7 @@ class Part:
 def open_round(store: Store, entry: Mapping[str, Any]) -> Round:
     """The artifacts of a round as ``round-NNN.json`` names them. Raises StoreError where one is gone."""
     keys = entry["artifacts"]
-    candidates, judgments = store.get("candidates", keys["candidates"]), _judgments(store, keys["judgments"])
+    candidates, judgments = store.get("candidates", keys["candidates"]), store.get("judgments", keys["judgments"])
     members = {
         role.removeprefix(MEMBER): store.get("judgments", key)
         for role, key in judgments.manifest["inputs"].items()
@@ -146,17 +146,6 @@ def _spans(shards: Shards, rows: int) -> Iterator[range]:
 
 
 # ---------------------------------------------------------------------------------------------- reading
-def _judgments(store: Store, key: str) -> Artifact:
-    """A single judge's, or, under a stage of its own, a panel's."""
-    try:
-        return store.get("judgments", key)
-    except StoreError as error:
-        try:
-            return store.get("panel", key)
-        except StoreError:
-            raise error from None
-
-
 def _shards(artifact: Artifact) -> Shards:
     shards: Shards = artifact.manifest["shards"]
     return shards

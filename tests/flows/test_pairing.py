@@ -51,7 +51,7 @@ def keep(run: Run, round: int) -> dict[str, str]:
         return draft.finish()
 
     candidates = run.store.make(Spec("candidates", 1, {"round": round}), sampled)
-    scored = run.store.make(Spec("judgments" if round else "panel", 1, {}, {"candidates": candidates.key}), judged)
+    scored = run.store.make(Spec("judgments", 1, {}, {"candidates": candidates.key}), judged)
     return {"candidates": candidates.key, "judgments": scored.key}
 
 
@@ -107,9 +107,8 @@ def test_a_wrong_setting_or_round_is_refused(run: Run, overrides: list[str], rou
 
 
 def test_judgments_that_are_gone_are_named(run: Run) -> None:
-    for stage in ("panel", "judgments"):
-        (run.store.root / stage).rename(run.store.root / f"no-{stage}")
-    with pytest.raises(StoreError, match="round 0 of 'stored'"):
+    (run.store.root / "judgments").rename(run.store.root / "no-judgments")
+    with pytest.raises(StoreError, match="no complete artifact judgments/"):
         repair(run, QUIET)
 
 

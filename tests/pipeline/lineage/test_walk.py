@@ -151,7 +151,7 @@ def test_a_panel_leads_to_each_member_and_its_calls(place: Place) -> None:
         candidates = place.candidates(count=3)
         judged = place.panel(candidates, panel(rater=rater(server), short=RULES))
         opinion = opinion_of(walk(place, pair_of(place.pairs(candidates, judged), 1)))
-    assert opinion.made.stage == "panel"
+    assert opinion.made.stage == "judgments"
     assert {member.member: member.scores for member in opinion.members} == {
         "rater": (2.0, 3.0, 4.0, 5.0), "short": (0.0, 0.0, 0.0, 1.0),
     }  # fmt: skip
