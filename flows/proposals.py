@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from flows.ahead import ahead
-from flows.judging import desk
+from flows.judging import AT_ONCE, BATCHES_AT_ONCE, desk
 from flows.session import Session, Workshop
 from flows.summary import PROPOSALS
 from pipeline.candidates import SHARD, asked_digest, group_shards, shards, write_asked
@@ -23,8 +23,6 @@ from pipeline.store import Artifact, Draft, Spec, write_json
 from pipeline.tables import candidates_table
 from pipeline.types import Candidate, Group, Policy, Prompt
 
-AT_ONCE = 2
-"""Shards worked on: the second fills the servers while the first waits for its last calls."""
 LEFT_OUT = "left-out-{:05d}.json"
 """Beside a shard of proposals: the candidates it has not, and why. Written before it."""
 TOO_FEW = "too_few"
@@ -59,9 +57,10 @@ def propose(session: Workshop, name: str, model: ServedModel, prompts: Sequence[
     def build(draft: Draft) -> Artifact:
         write_asked(draft, prompts)
         proposer = Proposer(name, model, desk(session), config.seed, round, config.limits.unanswered)
+        at_once = BATCHES_AT_ONCE if model.endpoints[0].batch else AT_ONCE
         done, missing = 0, dict[str, list[Missing]](given_up=[], unusable=[])
         with session.console.stage(f"ask {name}", len(prompts)) as progress, closing(proposer):
-            for number, shard, proposed in ahead(proposer.propose, enumerate(shards(prompts)), draft, AT_ONCE):
+            for number, shard, proposed in ahead(proposer.propose, enumerate(shards(prompts)), draft, at_once):
                 if proposed is not None:
                     _commit(draft, number, proposed)
                 for kind, found in _left_out(draft, number).items():

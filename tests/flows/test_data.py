@@ -15,12 +15,16 @@ import pytest
 
 from flows import recipes
 from flows.console import Console, round_rows
+from flows.proposals import propose
+from flows.session import DataSession
 from flows.spending import of_data, of_proposers
 from judges import Desk
 from pipeline.calls.client import AHEAD
+from pipeline.calls.limits import Waits
 from pipeline.candidates import all_groups, asked
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, ServedModel
 from pipeline.errors import ConfigError, SamplingError
+from pipeline.prompts import load_prompts
 from pipeline.protocols import Sampler
 from pipeline.recipe import load_data_recipe, load_recipe
 from pipeline.runs import Run
@@ -275,7 +279,7 @@ def test_too_many_calls_given_up_stop_the_run_and_it_goes_on_where_it_was(make: 
 KILLED = """
 import json, sys
 from flows.data import preference_data
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, ServedModel
 preference_data(DataConfig(**json.loads(sys.argv[1])), "data", sys.argv[2], quiet=True)
 """
 
@@ -305,6 +309,21 @@ def test_resume_after_kill_repeats_no_paid_call(server: str, make: Make, tmp_pat
         assert make(config, tmp_path) == status
         assert [len(each.calls) for each in servers] == asked
     assert status["rounds"][0]["pairs"] == QUESTIONS
+
+
+def test_all_shards_of_a_batched_model_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Waits(gather=0.3, poll=0.05)
+    monkeypatch.setattr("pipeline.calls.limits.Waits", lambda: quick)
+    monkeypatch.setattr("pipeline.candidates.SHARD", 1)
+    with ApiServer(wordy) as one:
+        model = served_by(one)
+        model["endpoints"][0]["batch"] = True
+        config = DataConfig(**settings(tmp_path, {"wordy": model}))
+        session = DataSession(config, Run(tmp_path, "batched"), Console(quiet=True))
+        asked = load_prompts(config.prompts, None).rounds
+        made = propose(session, "wordy", ServedModel(**model), asked, 0)
+        assert (len(made.manifest["shards"]), made.manifest["rows"]) == (QUESTIONS, 2 * QUESTIONS)
+        assert len(one.batches) == 1
 
 
 # --------------------------------------------------------------------------------------------------- local models
