@@ -23,9 +23,6 @@ from pipeline.config import PairingConfig
 from pipeline.pairing.columns import Bools, Floats, Indices, Words, mixed
 from pipeline.pairing.yardstick import SLACK
 
-SALT = np.uint64(0x9E3779B97F4A7C15)
-"""Makes the draw of an opponent independent of the priority that settled who is best."""
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -70,9 +67,9 @@ def ordered(block: Block, comparisons: tuple[Indices, Indices, Indices], config:
         case "best_mu_minus_2sigma":
             keys = (second, low, _distance(block.scores)[group, rejected])
         case "best_random":
-            keys = (second, mixed(second ^ SALT))
+            keys = (second,)  # a draw: it settled who is best of equals, and these are others
         case "all_pairs" | "threshold":
-            keys = (second, first, mixed(mixed(first ^ SALT) + second))
+            keys = (second, first, mixed(mixed(first) + second))
         case _:
             assert_never(config.rule)
     order: Indices = np.lexsort((*keys, group))

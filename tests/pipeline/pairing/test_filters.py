@@ -106,6 +106,16 @@ def test_keep_holds_for_further_pairs_but_decides_by_the_first() -> None:
             pairs_per_prompt=9).pairs] == [("p", 9.0), ("p", 9.0)]  # fmt: skip
 
 
+def test_keep_decides_alike_however_many_pairs_a_prompt_may_give() -> None:
+    groups = [group(f"p{number}", "abc") for number in range(40)]
+    kept = []
+    for count in (1, 2):
+        found = paired(groups, [[9, 8, 0]] * 40, rule="best_random", keep=0.1, pairs_per_prompt=count)
+        assert {pair.margin for pair in found.pairs} == {9.0}
+        kept.append([pair.prompt.id for pair in found.pairs])
+    assert kept[0] == kept[1] and 0 < len(kept[0]) < 40  # those whose first opponent was the worse one
+
+
 def test_next_best_comparison_is_taken_where_the_first_is_too_similar_or_too_unlike_in_length() -> None:
     texts = ["the cat sat", "the cat sat.", "a dog ran"]
     assert only_pair(texts, [3, 1, 2], max_similarity=0.9) == ("the cat sat", "a dog ran")

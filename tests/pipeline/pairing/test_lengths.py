@@ -53,9 +53,11 @@ def test_a_line_is_least_squares_about_the_mean_and_flat_where_lengths_are_equal
 
 
 def test_what_length_explains_all_of_is_a_tie_and_no_label_of_rounding() -> None:
-    texts = ["x" * 3, "y" * 7, "z" * 11]
-    scores = [0.1 * 4, 0.1 * 8, 0.1 * 12]
-    assert only_drop(texts, scores, length_regression=True)[0] == "tie"
+    sizes = [[3 * number % 17 + place**2 for place in range(1, 6)] for number in range(20)]
+    groups = [group(f"p{number}", [letter * size for letter, size in zip("abcde", row, strict=True)])
+              for number, row in enumerate(sizes)]  # fmt: skip
+    scores = [[0.1 * (size + 1) - 7.3 for size in row] for row in sizes]
+    assert paired(groups, scores, length_regression=True).counts == {"tie": 20}
 
 
 def test_scores_the_judge_gave_alike_are_no_label_under_length_control() -> None:

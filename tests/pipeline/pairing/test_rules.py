@@ -46,6 +46,9 @@ def test_the_best_is_compared_with_the_nearest_to_two_deviations_below_the_mean_
     names = "abcdefghijk"
     expected = [f"a{names[scores.index(value)]}" for value in lower]
     assert all_pairs(names, scores, 99, rule="best_mu_minus_2sigma") == expected
+    unscored = [f"u{number}" for number in range(40)]
+    higher = [100 + value for value in scores]
+    assert all_pairs([*names, *unscored], [*higher, *[None] * 40], 99, rule="best_mu_minus_2sigma") == expected
     assert only_pair(names, scores, rule="best_mu_minus_2sigma") == ("a", expected[0][1])
     assert only_pair(names, scores) == ("a", "k")  # an outlier is the worst, but not the nearest
     assert expected[0] != "ak"
