@@ -23,18 +23,17 @@ from flows.proposals import Source, longest_of, merge, propose
 from flows.publish import publish
 from flows.session import DataSession
 from flows.stages import pair, sample
-from flows.start import HELD_OUT, ROUNDS, policy_of, pretrained_policy, read_rounds
+from flows.start import make_prompts, policy_of, pretrained_policy, read_rounds
 from flows.summary import PROPOSALS, artifact_keys, stage_seconds, summarise
 from flows.tasks import stage
 from pipeline.config import DataConfig, LocalModel, Model, PretrainedPolicy, ServedModel
 from pipeline.errors import ConfigError
-from pipeline.prompts import check_sources, load_prompts, round_slice, settings_of
+from pipeline.prompts import check_sources, round_slice
 from pipeline.prompts.rendering import encode
 from pipeline.protocols import Decoding
 from pipeline.runs import Run
 from pipeline.sampling.proposals import conversation
-from pipeline.store import Artifact, Draft, Spec
-from pipeline.tables import prompts_table
+from pipeline.store import Artifact
 from pipeline.types import Candidate, Policy, Prompt, RoundState
 
 LEAST = 2
@@ -108,20 +107,7 @@ def data_round(
 # ---------------------------------------------------------------------------------------------- stages
 def text_prompts(session: DataSession) -> Artifact:
     """The run's prompts as text: shard 0 for the rounds, shard 1 held out, which no model is asked."""
-    config, seed = session.config.prompts, session.config.seed
-
-    def build(draft: Draft) -> Artifact:
-        with session.console.stage("prompts"):
-            loaded = load_prompts(config, None, seed)
-            draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
-            draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
-        info = {
-            "rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad),
-            "by_source": loaded.by_source, "source": config.source.model_dump(mode="json"),
-        }  # fmt: skip
-        return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)
-
-    return session.store.make(Spec("prompts", 4, {**settings_of(config), "seed": seed}), build)
+    return make_prompts(session, session.config.prompts, session.config.seed, {}, lambda: None)
 
 
 def answers(session: DataSession, name: str, model: Model, prompts: Sequence[Prompt], round: int) -> Source:
