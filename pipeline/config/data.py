@@ -10,10 +10,12 @@ from pipeline.config.judge import JudgeConfig
 from pipeline.config.pairing import PairingConfig, ReplayConfig
 from pipeline.config.prompts import PromptsConfig
 from pipeline.config.run import LimitsConfig
-from pipeline.config.sampling import Model, ModelName, SamplingConfig
+from pipeline.config.sampling import LocalModel, Model, ModelName, SamplingConfig
 
 OF_A_MODEL = ("n", "temperature", "top_p", "top_k", "max_tokens", "logprobs", "endpoints", "proposers")
 """Settings of sampling that a data run says with each model, or not at all."""
+IN_TOKENS = ("min_tokens", "max_tokens")
+"""Settings of prompts that say something of a policy's token ids."""
 
 
 class DataConfig(Strict):
@@ -49,6 +51,12 @@ class DataConfig(Strict):
             raise ValueError(
                 'sampling.engine: "server" is for a policy; allowed: a model of type "server" under models'
             )
+        prompts = PromptsConfig.model_fields
+        if vain := [name for name in IN_TOKENS if getattr(self.prompts, name) != prompts[name].default]:
+            raise ValueError(f"prompts.{vain[0]} has no effect on data, whose prompts are text; allowed: none")
+        for name, model in self.models.items():
+            if self.prompts.template == "plain" and isinstance(model, LocalModel) and model.system is not None:
+                raise ValueError(f'models.{name}.system: {model.system!r} needs prompts.template = "chat"')
         if self.pairing.replay != ReplayConfig():
             raise ValueError("pairing.replay has no effect on data, which nothing is trained on; allowed: none")
         return self

@@ -387,10 +387,16 @@ def test_the_recipe_is_made_of_fakes_alone(make: Make, tmp_path: Path) -> None:
         ({"sampling": {"engine": "server", "endpoints": [{"model": "m"}]}}, "sampling.endpoints has no effect"),
         ({"pairing": {"replay": {"share": 0.5}}}, "pairing.replay has no effect"),
         ({"models": {"a/b": {"type": "local", "path": "x"}}}, "models"),
+        ({"prompts": {"max_tokens": 512}}, "prompts.max_tokens has no effect on data"),
+        (
+            {"models": {"a": {"type": "local", "path": "x", "system": "Be brief."}}, "prompts": {"template": "plain"}},
+            """models.a.system: 'Be brief.' needs prompts.template = "chat\"""",
+        ),
     ],
 )
 def test_what_has_no_effect_is_refused(tmp_path: Path, more: dict[str, Any], said: str) -> None:
-    config = settings(tmp_path, {"a": {"type": "local", "path": "x"}}) | more
+    config = settings(tmp_path, {"a": {"type": "local", "path": "x"}})
+    config |= more | {"prompts": config["prompts"] | more.get("prompts", {})}
     with pytest.raises(ValueError, match=said):
         DataConfig(**config)
     assert DataConfig(**DataConfig(**settings(tmp_path, {"a": {"type": "local", "path": "x"}})).model_dump(mode="json"))
