@@ -86,9 +86,11 @@ def _of_file(source: FilePrompts, key: str) -> Iterator[Any]:
 def _of_hub(source: HubPrompts, key: str) -> Iterator[Any]:
     import datasets
 
+    folder = Path(source.path).expanduser()
+    place = str(folder) if folder.is_dir() else source.path
     with _unreadable(f"{key}: data set {source.path!r} cannot be loaded", (Exception,)):  # it may raise anything
         yield from datasets.load_dataset(
-            source.path, source.name, split=source.split, revision=source.revision, streaming=source.streaming
+            place, source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
 
 

@@ -176,6 +176,15 @@ def test_data_set_that_is_not_there_is_named(tmp_path: Path, streaming: bool) ->
     assert "\n" not in str(refused.value)
 
 
+def test_data_set_in_the_home_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    write_jsonl(tmp_path / "set" / "train.jsonl", ROWS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = prompts_config({"type": "hub", "path": "~/set"})
+    check_sources(config)
+    assert len(load_prompts(config, None).rounds) == len(ROWS)
+
+
 def bad_paths(folder: Path, good: str) -> Iterator[tuple[dict[str, Any], str]]:
     gone = str(folder / "gone.jsonl")
     members = {"first": {"source": {"type": "file", "path": good}}}
