@@ -21,7 +21,7 @@ from flows.health import check_fitness
 from flows.judging import judge
 from flows.proposals import propose_round
 from flows.publish import publish
-from flows.replay import check_replay, replay
+from flows.replay import check_offline, check_vocabulary, replay
 from flows.session import Session
 from flows.start import initial_policy, policy_of, prompts, read_held_out, read_rounds
 from flows.summary import artifact_keys, figures, stage_seconds, summarise
@@ -56,12 +56,13 @@ def online_dpo(config: RunConfig, name: str, workspace: str = "workspace", quiet
 
     Raises:
         BusyError: another process is running the same name in the same workspace.
-        ConfigError: the run began with other settings.
+        ConfigError: the run began with other settings, or another run cannot be replayed.
         DataError: the path of a source of prompts leads nowhere.
     """
     check_sources(config.prompts)
     environment.use_threads(config.limits.threads)
     session = Session(config, Run(Path(workspace), name), Console(quiet))
+    check_offline(session)
     with session.at_work():
         standing = begin(session)
         outcome, reason = "complete", f"all {config.rounds} rounds are done"
@@ -80,7 +81,7 @@ def begin(session: Session) -> Standing:
     """The initial policy, the prompts, and an evaluation to compare every round with."""
     fitness = stage(session, "judge check", check_fitness) if session.config.health.require else None
     policy, policy_artifact = stage(session, "initial policy", initial_policy)
-    check_replay(session, policy)
+    check_vocabulary(session, policy)
     prompt_artifact = stage(session, "prompts", prompts, policy_artifact)
     held_out = read_held_out(prompt_artifact)
     evaluation = stage(session, "evaluate", evaluate, policy, policy, policy, held_out)

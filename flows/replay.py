@@ -13,6 +13,7 @@ from flows.session import Session
 from flows.sources import find_policy, pairs_of_run
 from pipeline.errors import ConfigError
 from pipeline.pairing.replay import draw, replayed
+from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Policy
 
@@ -58,16 +59,29 @@ def offline_pairs(session: Session) -> list[Artifact]:
     return [] if given is None else pairs_of_run(given, session.run.workspace, OFFLINE)
 
 
-def check_replay(session: Session, policy: Policy) -> None:
-    """Refuse to replay what cannot be: called before the first round.
+def check_offline(session: Session) -> None:
+    """Refuse another run that cannot be replayed, before anything starts.
 
     Raises:
-        ConfigError: the other run has no pairs, or they are in the ids of another vocabulary.
+        ConfigError: there is none of that name; it has no pairs, or no policy to say whose token ids they are in; or
+            its pairs may become more, so that this run, taken up again, would draw others and train anew.
     """
     given = session.config.pairing.replay.offline
     if given is None:
         return
     offline_pairs(session)
+    name, _, number = given.partition(":")
+    find_policy(name, session.run.workspace, OFFLINE)
+    growing = name == session.run.name or Run(session.run.workspace, name).status()["state"] == "running"
+    if growing and not number:
+        raise ConfigError(f"{OFFLINE} {given!r} is a run that goes on; allowed: one that has ended, or RUN:ROUND")
+
+
+def check_vocabulary(session: Session, policy: Policy) -> None:
+    """Called before the first round. Raises ConfigError where the other run's pairs are in another vocabulary's ids."""
+    given = session.config.pairing.replay.offline
+    if given is None:
+        return
     other = find_policy(given.partition(":")[0], session.run.workspace, OFFLINE)
     assert isinstance(other, Policy), "a run's policy is in the store"
     if other.path != policy.path and session.tokenizer(other).get_vocab() != session.tokenizer(policy).get_vocab():

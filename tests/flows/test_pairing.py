@@ -10,7 +10,7 @@ import pytest
 
 from flows.console import Console
 from flows.pairing import margins_table, pairs_table, preview_margins, repair
-from flows.replay import replay
+from flows.replay import check_offline, replay
 from pipeline.candidates import write_asked
 from pipeline.config import PairingConfig
 from pipeline.errors import ConfigError, StoreError
@@ -183,3 +183,23 @@ def test_pairs_of_another_run_are_drawn_from_as_well(run: Run) -> None:
         assert replay(session(run, 0.2, offline), new, [], 1).info["replayed"] == 4
     with pytest.raises(ConfigError, match="pairing.replay.offline 'nothing' leads nowhere"):
         replay(session(run, 0.2, "nothing"), new, [], 1)
+
+
+def test_a_run_that_goes_on_is_replayed_by_the_round_alone(run: Run, tmp_path: Path) -> None:
+    old, _ = rounds_of(run)
+    policy = run.store.make(Spec("policy", 1), lambda draft: draft.finish({"policy": "0"}))
+    for file in run.directory.glob("round-*.json"):
+        entry = json.loads(file.read_text())
+        entry["artifacts"] |= {"pairs": old.key, "policy": policy.key}
+        file.write_text(json.dumps(entry))
+    other = SimpleNamespace(name="other", workspace=tmp_path)
+    ended, itself = session(run, 0.2, "stored"), session(run, 0.2, "stored")
+    ended.run = other
+    check_offline(ended)
+    with pytest.raises(ConfigError, match="'stored' is a run that goes on; allowed: one that has ended, or RUN:ROUND"):
+        check_offline(itself)
+    with run.held():
+        with pytest.raises(ConfigError, match="goes on"):
+            check_offline(ended)
+        ended.config.pairing = session(run, 0.2, "stored:0").config.pairing
+        check_offline(ended)

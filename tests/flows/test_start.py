@@ -11,7 +11,7 @@ from flows.console import Console
 from flows.online import online_dpo
 from flows.start import make_prompts, read_held_out, read_rounds
 from pipeline.config import PromptsConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.recipe import load_recipe
 from pipeline.store import Artifact, Store
 
@@ -81,4 +81,11 @@ def test_path_that_leads_nowhere_ends_a_run_before_anything_is_made(tmp_path: Pa
     prompts = mixture(a=write(tmp_path / "a.jsonl", "apple"), b=str(gone))
     with pytest.raises(DataError, match=rf"^prompts.source.members.b.source.path: '{gone}' is not a file$"):
         online_dpo.fn(config.model_copy(update={"prompts": prompts}), "run", str(tmp_path / "workspace"))
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_another_run_that_cannot_be_replayed_ends_a_run_before_anything_is_made(tmp_path: Path) -> None:
+    config = load_recipe(str(RECIPE), tmp_path, ['pairing.replay={share=0.2, offline="nothing"}'])
+    with pytest.raises(ConfigError, match="^pairing.replay.offline 'nothing' leads nowhere"):
+        online_dpo.fn(config, "run", str(tmp_path / "workspace"))
     assert not (tmp_path / "workspace").exists()
