@@ -14,7 +14,8 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 def preview(
     margins: Floats, chosen_longer: Bools, sigma: float, quantiles: Sequence[float] = QUANTILES
 ) -> list[dict[str, Any]]:
-    """A row a margin, from narrow to wide, JSON-serialisable; no rows without pairs.
+    """A row a margin, from narrow to wide, JSON-serialisable: all there are, or those at ``quantiles`` where there are
+    more. No two rows keep the same pairs; no rows without pairs.
 
     Args:
         margins: [prompts], in score units.
@@ -22,18 +23,24 @@ def preview(
         sigma: standard deviation of all the round's scores.
 
     Returns:
-        ``quantile`` of the margins; that ``margin`` in score units and in ``sigma`` (None where σ is 0); and of the
-        pairs that it would keep their number ``pairs``, their ``share``, ``mean_margin`` and ``chosen_longer`` share.
+        The ``margin`` in score units and in ``sigma`` (None where σ is 0); and of the pairs that it would keep their
+        number ``pairs``, their ``share``, ``mean_margin`` and ``chosen_longer`` share.
     """
     rows = []
-    for quantile in quantiles if len(margins) else ():
-        least = float(np.quantile(margins, quantile, method="higher"))
+    for least in map(float, _some(margins, quantiles)):
         kept = margins >= least * (1 - SLACK)
         rows.append(
             {
-                "quantile": quantile, "margin": least, "sigma": least / sigma if sigma > 0 else None,
+                "margin": least, "sigma": least / sigma if sigma > 0 else None,
                 "pairs": int(kept.sum()), "share": float(kept.mean()),
                 "mean_margin": float(margins[kept].mean()), "chosen_longer": float(chosen_longer[kept].mean()),
             }
         )  # fmt: skip
     return rows
+
+
+def _some(margins: Floats, quantiles: Sequence[float]) -> Floats:
+    distinct = np.unique(margins)
+    if len(distinct) > len(quantiles):
+        distinct = np.unique(np.quantile(margins, quantiles, method="higher"))
+    return distinct[np.diff(distinct, prepend=-np.inf) > SLACK * distinct]  # what rounding made of one margin is one
