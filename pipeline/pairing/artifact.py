@@ -22,7 +22,7 @@ from pipeline.config import PairingConfig
 from pipeline.errors import StoreError
 from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
-from pipeline.pairing.columns import Floats, Shard, array, flat_scores, presence
+from pipeline.pairing.columns import Floats, Shard, array, flat_scores, joined, presence
 from pipeline.pairing.lengths import controls_length, lengths_of
 from pipeline.pairing.shards import FirstPairs, first_pairs, pair
 from pipeline.pairing.yardstick import Yardstick, needs_scores, with_cutoff, yardstick_of
@@ -34,8 +34,10 @@ DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
 ROWS, BYTES = 2**16, 2**26
 """Candidates, and bytes on disk, that an output shard is made from at most: a worker holds their pairs in memory."""
+JOINED = 2**13
+"""Candidates paired at once: more are no faster, and take memory."""
 WORKERS = 8
-"""At most: each holds some tens of MB, and the disk is busy by then."""
+"""At most: each holds up to a hundred MB, and the disk is busy by then."""
 
 
 class Round:
@@ -57,7 +59,7 @@ class Round:
     def shard(self, number: int) -> Shard:
         """Raises StoreError where a file has been removed or damaged."""
         asked = self.candidates.path / ASKED
-        with self._intact(asked), pq.ParquetFile(asked, metadata=self._asked) as file:
+        with self._intact(asked), pa.OSFile(str(asked)) as bytes, pq.ParquetFile(bytes, metadata=self._asked) as file:
             prompts = file.read_row_group(number, use_threads=False)
         candidates = self._read(self.candidates, number, None)
         return Shard(prompts, candidates, self._read(self.judgments, number, ["prompt_id", "scores"]))
@@ -76,7 +78,7 @@ class Round:
 
     def _read(self, artifact: Artifact, number: int, columns: list[str] | None) -> pa.Table:
         path = artifact.path / artifact.manifest["shards"][number]["file"]
-        with self._intact(path), pq.ParquetFile(path) as file:
+        with self._intact(path), pa.OSFile(str(path)) as bytes, pq.ParquetFile(bytes) as file:
             return file.read(columns, use_threads=False)
 
     @contextmanager
@@ -178,13 +180,25 @@ def _make_shard(
     draft: Draft, number: int, shards: Iterable[Shard], config: PairingConfig, yardstick: Yardstick, origin: Origin
 ) -> None:
     """Pairs and drops of some shards. The drops are on disk first, so that a shard that is there has its drops."""
-    paired = [pair(shard, config, yardstick, origin) for shard in shards]
+    paired = [pair(shard, config, yardstick, origin) for shard in _joined(shards)]
     dropped = pa.concat_tables([DROPS.empty_table(), *(one.dropped for one in paired)])
     counts = {"groups": str(sum(one.groups for one in paired)), "kept": str(sum(one.kept for one in paired))}
     file = _drops_file(draft, number)
     pq.write_table(dropped.replace_schema_metadata(counts), file)
     sync(file)
     draft.commit_shard(number, pa.concat_tables([PAIRS.empty_table(), *(one.pairs for one in paired)]))
+
+
+def _joined(shards: Iterable[Shard]) -> Iterator[Shard]:
+    """The same groups in fewer shards: what is done once a shard is done less often, and holds up fewer threads."""
+    waiting: list[Shard] = []
+    for shard in shards:
+        waiting.append(shard)
+        if sum(one.candidates.num_rows for one in waiting) >= JOINED:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
 
 
 def _drops_file(draft: Draft, number: int) -> Path:

@@ -26,10 +26,10 @@ def pairs_of(shard: Shard, columns: Columns, scores: Floats, found: Comparisons,
     high, low = scores[found.group, found.chosen], scores[found.group, found.rejected]
     assert (high > low).all(), "chosen scores higher"
     prompts = shard.prompts.take(pa.array(found.group))
-    chosen, rejected = (
-        shard.candidates.take(pa.array(columns.rows(found.group, place))) for place in (found.chosen, found.rejected)
-    )
     count = len(high)
+    rows = [columns.rows(found.group, place) for place in (found.chosen, found.rejected)]
+    both = shard.candidates.take(pa.array(np.concatenate(rows)))
+    chosen, rejected = both.slice(0, count), both.slice(count)
     filled = [
         pa.array(pair_ids(prompts["prompt_id"].to_pylist(), columns, found, origin), pa.string()),
         pa.array(np.full(count, origin.round, np.int32)),

@@ -5,6 +5,7 @@ on the order of a group's candidates, so a round gives the same pairs however it
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +33,17 @@ class Shard:
     candidates: pa.Table
     judgments: pa.Table
     """``prompt_id`` and ``scores`` are read; the votes are never needed."""
+
+
+def joined(shards: Sequence[Shard]) -> Shard:
+    """The groups of all of them, each column in one piece."""
+    if len(shards) == 1:
+        return shards[0]
+    prompts, candidates, judgments = (
+        pa.concat_tables([getattr(shard, name) for shard in shards]).combine_chunks()
+        for name in ("prompts", "candidates", "judgments")
+    )
+    return Shard(prompts, candidates, judgments)
 
 
 @dataclass(frozen=True, slots=True)
