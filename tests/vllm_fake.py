@@ -24,12 +24,13 @@ class VllmFake:
 
     def __init__(
         self, policy: Policy, *, development: bool = True, extension: bool = True, longest: int = 256,
-        script: Iterable[int | None] = (), latency: float = 0.0, keeps_cache: bool = False,
+        script: Iterable[int | str | None] = (), latency: float = 0.0, keeps_cache: bool = False,
     ) -> None:  # fmt: skip
         self.first, self.policy = policy, policy
         self.development, self.extension, self.longest = development, extension, longest
         self.script = deque(script)
-        """Status of each completion asked for, None for a good one; after it all are good."""
+        """Of each completion asked for: its status, or why it ended after one token; None for a good one, as all are
+        after it."""
         self.latency, self.keeps_cache = latency, keeps_cache
         self.asked: list[str] = []
         """Paths, in order."""
@@ -112,16 +113,18 @@ class VllmFake:
         finally:
             with self.lock:
                 self.busy -= 1
-        if status is not None:
+        if isinstance(status, int):
             return status, {"error": {"message": "a fault"}}
         draw = random.Random(body["seed"])
         ids = [draw.randrange(4, 33) for _ in range(draw.randint(1, body["max_tokens"]))]
         if len(ids) < body["max_tokens"]:
             ids = [*ids, EOS]
+        if status is not None:
+            ids = [4]
         values = [-draw.random() for _ in ids]
         return 200, {
             "choices": [
-                {"index": 0, "token_ids": ids, "finish_reason": "stop" if ids[-1] == EOS else "length",
+                {"index": 0, "token_ids": ids, "finish_reason": status or ("stop" if ids[-1] == EOS else "length"),
                  "logprobs": {"token_logprobs": values} if "logprobs" in body else None}
             ]
         }  # fmt: skip

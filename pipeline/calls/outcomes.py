@@ -1,7 +1,7 @@
 """What one call came to: pure reading of a status and a body, for calls and for lines of a batch alike.
 
-Only the envelope is read here. A chat completion is an answer whatever its content, a refusal or prose too: what it
-says is the judge's concern.
+Only the envelope is read here. A chat completion that came to its end is an answer whatever its content, a refusal or
+prose too: what it says is the judge's concern.
 """
 
 import json
@@ -15,6 +15,9 @@ NEVER = {400, 405, 410, 411, 413, 414, 415, 422}
 """Statuses that say this request will never do."""
 CROWDED = {429, 503, 529}
 QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
+BROKEN_OFF = ("abort", "error")
+"""Why a completion that came with status 200 is half of one: vLLM says so of what was under way when it was paused or
+ended, OpenRouter where the provider behind it failed. Its words would pass for a whole answer."""
 LONGEST_DETAIL = 300
 
 
@@ -54,6 +57,8 @@ def of_body(text: str) -> Outcome:
         return Outcome("no_choice", text, tokens=tokens, billed=True)
     if not isinstance(choices[0], dict) or not isinstance(choices[0].get("message"), dict):
         return Outcome("no_choice", text, tokens=tokens, billed=True)
+    if (ended := choices[0].get("finish_reason")) in BROKEN_OFF:
+        return Outcome("cut_off", f"finish_reason {ended!r}", tokens=tokens, billed=True)
     return Outcome(text=text, raw=body, tokens=tokens, billed=True)
 
 

@@ -10,7 +10,7 @@ import aiohttp
 
 from pipeline.calls.connection import heed, open_session, secret
 from pipeline.calls.limits import Waits, lane
-from pipeline.calls.outcomes import Outcome, of_status, showable
+from pipeline.calls.outcomes import BROKEN_OFF, Outcome, of_status, showable
 from pipeline.calls.ways import Way
 from pipeline.config import Endpoint
 from pipeline.errors import SamplingError, WeightSyncError
@@ -187,6 +187,8 @@ class VllmServer(Way):
         if decoding.logprobs:
             fields["logprobs"] = 0
         choice = await self._choice(fields | self.endpoint.extra)
+        if (ended := choice.get("finish_reason")) in BROKEN_OFF:
+            raise Failed(self.name, Outcome("cut_off", f"finish_reason {ended!r}"))
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not ids:
             raise SamplingError(f"{self.name} gives no token ids: it is no vLLM, or older than 0.10.2")

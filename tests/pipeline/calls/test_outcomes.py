@@ -18,12 +18,19 @@ PARTS = st.fixed_dictionaries({}, optional=dict.fromkeys(("choices", "usage", "e
 def test_any_body_has_an_outcome_and_is_an_answer_only_with_a_message(text: str) -> None:
     outcome = of_body(text)
     if outcome.raw is None:
-        assert outcome.reason in ("bad_json", "no_choice", "server_error")
+        assert outcome.reason in ("bad_json", "no_choice", "server_error", "cut_off")
         assert outcome.again and not outcome.fatal
     else:
         assert isinstance(outcome.raw["choices"][0]["message"], dict)
         assert outcome.text == text
     assert outcome.tokens is None or all(0 <= count < 2**31 for count in outcome.tokens)
+
+
+@pytest.mark.parametrize(("finish", "reason"), [("abort", "cut_off"), ("error", "cut_off"), ("length", ""), (None, "")])
+def test_a_completion_that_was_broken_off_is_no_answer(finish: str | None, reason: str) -> None:
+    choice = {"message": {"role": "assistant", "content": "The answer is"}, "finish_reason": finish}
+    outcome = of_body(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}))
+    assert (outcome.reason, outcome.raw is None, outcome.tokens, outcome.billed) == (reason, bool(reason), (2, 3), True)
 
 
 @given(st.integers(300, 599), JSON | PARTS, st.booleans())

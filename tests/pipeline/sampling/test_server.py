@@ -171,6 +171,15 @@ def test_faults_are_tried_again_and_a_call_given_up_is_an_error(sampler_of: Make
             draw(sampler, ask(TEXTS[:1], n=1), DECODING)
 
 
+def test_half_a_completion_is_none(sampler_of: Make, untied: Pair) -> None:
+    with VllmFake(untied.first, script=["abort", None, "error"]) as server:
+        sampler = sampler_of(server)
+        sampler.load(untied.first)
+        with_faults = draw(sampler, ask(TEXTS), DECODING)
+        assert not server.script
+        assert draw(sampler, ask(TEXTS), DECODING) == with_faults
+
+
 def test_a_server_that_goes_down_leaves_its_share_to_the_others(sampler_of: Make, untied: Pair) -> None:
     with VllmFake(untied.first, latency=0.01) as stays:
         goes = VllmFake(untied.first, latency=0.01)
