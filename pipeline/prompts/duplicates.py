@@ -1,5 +1,6 @@
 """Prompts that say the same as another one, to the letter or nearly."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class Gathered:
     def __init__(self, unique: bool) -> None:
         self._unique = unique
         self._rows: dict[str, Row] = {}
-        self._repeats: list[_Repeat] = []
+        self._repeats: Counter[_Repeat] = Counter()
 
     def add(self, row: Row) -> None:
         key = row.content if self._unique else f"{row.source} {row.number}"
@@ -40,14 +41,14 @@ class Gathered:
         elif row.held_out and not known.held_out:
             del self._rows[key]  # so that the other one stands in its own place
             self._rows[key] = row
-            self._repeats.append(_Repeat(known.source, key, False))
+            self._repeats[_Repeat(known.source, key, False)] += 1
         else:
-            self._repeats.append(_Repeat(row.source, key, row.held_out))
+            self._repeats[_Repeat(row.source, key, row.held_out)] += 1
 
     def rows(self, tally: Tally) -> list[Row]:
-        for repeat in self._repeats:
+        for repeat, count in self._repeats.items():
             trained_on = self._rows[repeat.content].held_out and not repeat.held_out
-            tally.drop(repeat.source, "in_held_out" if trained_on else "duplicate")
+            tally.drop(repeat.source, "in_held_out" if trained_on else "duplicate", count)
         return list(self._rows.values())
 
 

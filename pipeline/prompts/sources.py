@@ -130,7 +130,8 @@ def settings_of(config: PromptsConfig) -> dict[str, Any]:
     Raises:
         DataError: a file is not there.
     """
-    settings = config.model_dump(mode="json", exclude={"per_round", "source", "decontaminate"})
+    unread = {"near_threshold"} if config.deduplicate != "near" else set()
+    settings = config.model_dump(mode="json", exclude={"per_round", "source", "decontaminate", "bad_rows"} | unread)
     contents = {key: _content(source, key) for key, source in config.single_sources()}
     ngram = config.decontaminate and config.decontaminate.ngram
     # A mixture's members keep their order: the first of two with the same text is kept.

@@ -21,8 +21,8 @@ class Tally:
         self.rows[source] += 1
         return self.rows[source]
 
-    def drop(self, source: str, reason: str) -> None:
-        self.dropped.setdefault(source, Counter())[reason] += 1
+    def drop(self, source: str, reason: str, count: int = 1) -> None:
+        self.dropped.setdefault(source, Counter())[reason] += count
 
     def unusable(self, source: str, number: int, reason: str) -> None:
         self.drop(source, "bad")

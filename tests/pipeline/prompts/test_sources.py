@@ -116,15 +116,15 @@ def test_no_more_is_read_than_is_needed(tmp_path: Path) -> None:
     assert len(peek(function(tmp_path, ENDLESS), 5)) == 5
 
 
-def test_memory_holds_the_prompts_that_are_kept_and_not_the_rows(tmp_path: Path) -> None:
-    rows = 8_000  # 40 MB
-    config = function(tmp_path, ENDLESS.replace("10**12", str(rows)))
+@pytest.mark.parametrize(("rows", "length"), [(8_000, 5000), (40_000, 5)])
+def test_memory_holds_the_prompts_that_are_kept_and_not_the_rows(tmp_path: Path, rows: int, length: int) -> None:
+    config = function(tmp_path, ENDLESS.replace("10**12", str(rows)).replace("5000", str(length)))
     tracemalloc.start()
     found = load_prompts(config, None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (found.rows, len(found.rounds)) == (rows, 100)
-    assert peak < 4 * 2**20
+    assert peak < 2 * 2**20
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
@@ -247,6 +247,13 @@ def test_every_file_of_a_mixture_counts_and_its_order_but_not_what_only_windows_
     assert settings_of(mixture(members, {"a": 3.0}, per_round=2)) == before
     assert settings_of(mixture(dict(reversed(members.items())))) != before  # the first of two alike is kept
     assert settings_of(mixture({**members, "b": [{"prompt": "plum"}]})) != before
+
+
+def test_what_decides_no_prompt_is_no_part_of_it(source: Source) -> None:
+    before = settings_of(source(ROWS))
+    assert settings_of(source(ROWS, bad_rows=0.5, near_threshold=0.5)) == before
+    near = settings_of(source(ROWS, deduplicate="near"))
+    assert settings_of(source(ROWS, deduplicate="near", near_threshold=0.5)) != near != before
 
 
 def test_evaluation_set_that_is_edited_makes_other_prompts(tmp_path: Path, source: Source) -> None:
