@@ -86,6 +86,7 @@ def _together(session: Session, one: Artifact, other: Artifact) -> Artifact:
         for number, shards in enumerate(zip(group_shards(one), group_shards(other), strict=True)):
             groups = [joined(*pair) for pair in zip(*shards, strict=True)]
             draft.commit_shard(number, candidates_table(groups))
-        return draft.finish({"groups": groups_in(one)})
+        rows = sum(int(each.manifest["rows"]) for each in (one, other))
+        return draft.finish({"groups": groups_in(one)}, rows_in=rows)
 
     return session.store.make(Spec("together", 1, inputs={"one": one.key, "other": other.key}), build)
