@@ -1,12 +1,12 @@
 """``ratchet export``: a run's data and its policy, with their cards, to a folder or to the Hub.
 
 On the Hub every round is a revision (a tag ``round-000``, …) that has the rounds up to it, and ``main`` is the last
-one. What is pushed is prepared under ``exports/<run>/`` of the workspace first, and stays there: the same export pushed
-again changes nothing.
+one. What is pushed is prepared under ``exports/<run>/`` of the workspace first, and stays there, beside what was pushed
+elsewhere or under other terms: so the same export pushed again changes nothing, though the run has gone on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from pipeline.export.policy import KIND as MODEL
 from pipeline.export.policy import export_policy, find_policy
 from pipeline.hub import Pushed, parse_destination, push
 from pipeline.runs import Run
+from pipeline.store import digest
 
 What = Literal["data", "policy", "both"]
 EXPORTS = "exports"
@@ -73,6 +74,8 @@ def export(
         Terms(licence, tuple(languages), repo), Terms(licence, tuple(languages), repo, repo if data else ""),
         console or Console(quiet=True),
     )  # fmt: skip
+    if not repo and (not private or move_tags):
+        raise ConfigError(f"{'--move-tags' if move_tags else '--public'} is of hub:org/name; --to {to!r} is a folder")
     request.check()
     told = {"run": request.run.name, "to": to}
     if isinstance(place, str):
@@ -160,7 +163,7 @@ def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> 
     told: dict[str, Any] = {}
     for at in range(first, len(numbers)):
         tag = f"round-{numbers[at]:03d}"
-        folder = run.workspace / EXPORTS / run.name / "data" / tag
+        folder = _prepared(run, "data", tag, request.terms, numbers[: at + 1])
         with request.console.stage(f"data {tag}") as progress:
             told = export_data(
                 run, folder, numbers[: at + 1], request.terms, keep=True, earlier=prepared[-1:], progress=progress
@@ -178,7 +181,7 @@ def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -
     run = request.run
     entries, _ = find_policy(run, request.round)
     tag = f"round-{entries[-1]['round']:03d}"
-    folder = run.workspace / EXPORTS / run.name / "policy" / tag
+    folder = _prepared(run, "policy", tag, request.terms_of_policy)
     with request.console.stage(f"policy {tag}") as progress:
         told = export_policy(run, folder, request.round, request.terms_of_policy, keep=True)
         pushed = push(
@@ -186,6 +189,12 @@ def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -
             move_tag=move_tags, progress=progress,
         )  # fmt: skip
     return {**told, "pushed": [_summary(pushed)]}
+
+
+def _prepared(run: Run, kind: str, tag: str, terms: Terms, numbers: Sequence[int] = ()) -> Path:
+    """Where what ``tag`` will name is prepared. A card says how the run stood when it was written, and a tag holds it:
+    written over for another repository, it could not be written again."""
+    return run.workspace / EXPORTS / run.name / kind / f"{tag}-{digest([asdict(terms), *numbers])[:8]}"
 
 
 def _summary(pushed: Pushed) -> dict[str, Any]:

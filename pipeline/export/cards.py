@@ -48,7 +48,7 @@ class Terms:
         """Raises ConfigError where a value cannot be what it should."""
         if not LICENCE.fullmatch(self.licence):
             raise ConfigError(
-                f"--licence {self.licence!r}: allowed: an identifier of the Hub's, such as 'apache-2.0', 'cc-by-4.0',"
+                f"--license {self.licence!r}: allowed: an identifier of the Hub's, such as 'apache-2.0', 'cc-by-4.0',"
                 " 'other' or 'unknown'"
             )
         if wrong := [each for each in self.languages if not LANGUAGE.fullmatch(each)]:

@@ -15,7 +15,8 @@ from rich.console import Console as Terminal
 from flows.export import export, exported
 from flows.sources import find_source
 from pipeline.errors import ConfigError
-from tests.exported import Making, add_round, make_run
+from pipeline.types import Policy
+from tests.exported import POLICIES, Making, add_round, make_run
 from tests.hub_protocol import WRITE
 from tests.hub_server import HubServer
 from tests.tiny import make_policy
@@ -108,7 +109,7 @@ def test_the_newest_run_is_exported_where_none_is_named(workspace: Path, tmp_pat
         ({"what": "policy", "rounds": [0]}, "a policy has --round"),
         ({"what": "policy", "round": 5}, "round 5: run 'demo' has the finished rounds 0, 1"),
         ({"round": 1}, "is a policy's"),
-        ({"licence": "My Own"}, "--licence 'My Own'"),
+        ({"licence": "My Own"}, "--license 'My Own'"),
         ({"languages": ["English"]}, "--language 'English'"),
         ({"to": "TAKEN"}, "something else"),
         ({"to": "TAKEN", "what": "both"}, "something else"),
@@ -145,9 +146,11 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert b"https://huggingface.co/datasets/org/demo" in model.texts()["README.md"]
     assert "probe.json" not in model.texts()
 
+    by_process(hub, tmp_path / "home", "demo", "hub:org/elsewhere", str(workspace), "data")
     making = Making(train=train)
     run = make_run(workspace, making)  # the same command again: artifacts are found, records are written anew
     add_round(run, making, 2)
+    run.save_outcome("complete", "all 3 rounds are done", 2, Policy(POLICIES[3], workspace))
     tags = dict(data.tags)
     told = by_process(hub, tmp_path / "home", "demo", "hub:org/demo", str(workspace), "data")
     assert {name: data.tags[name] for name in tags} == tags

@@ -66,7 +66,7 @@ def test_without_a_licence_the_card_says_that_it_is_unknown(run: Run) -> None:
 
 @pytest.mark.parametrize("licence", ["", "Apache 2.0", "mit\nevil: true", "../mit"])
 def test_a_licence_that_is_no_identifier_is_refused(licence: str) -> None:
-    with pytest.raises(ConfigError, match=r"--licence .*allowed.*apache-2.0"):
+    with pytest.raises(ConfigError, match=r"--license .*allowed.*apache-2.0"):
         Terms(licence)
 
 
