@@ -142,7 +142,7 @@ def _push_tag(
     if held is not None and differing and not move:
         raise HubError(
             f"tag {tag!r} of {remote.repo!r} holds something else (commit {held[:12]}; {differing[0]!r} differs): push"
-            " under another tag or to another repository, or ask for the tag to be moved"
+            " to another repository, or let the tag be moved (--move-tags)"
         )
     commit, change = held, Change()
     if commit is None or differing:

@@ -104,8 +104,8 @@ class Remote:
             )
         if private and not info.private:
             raise HubError(
-                f"{self.repo!r} is public, and a private push was asked for: ask for a public one, or make it private"
-                f" at {self.url}/settings; nothing was sent"
+                f"{self.repo!r} is public, and a private push was asked for: let it be public (--public), or make it"
+                f" private at {self.url}/settings; nothing was sent"
             )
         return bool(info.private)
 
