@@ -77,7 +77,10 @@ def pair(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="pairing.KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
-    margins: Annotated[bool, typer.Option("--margins", help="Show what each margin would keep; make nothing.")] = False,
+    margins: Annotated[
+        bool,
+        typer.Option("--margins", help="What would each margin keep? Makes nothing."),
+    ] = False,
     workspace: Workspace = Path("workspace"),
     quiet: Quiet = False,
     as_json: Json = False,
@@ -88,12 +91,11 @@ def pair(
     from flows import pairing
     from flows.console import Console
 
-    console = Console(quiet or as_json)
     do, show = (
         (pairing.preview_margins, pairing.margins_table) if margins else (pairing.repair, pairing.pairs_table)
     )  # fmt: skip
-    made = do(found, console, round=number, overrides=settings or [])
-    print_json(made) if as_json else console.terminal.print(show(made))
+    made = do(found, Console(quiet or as_json), round=number, overrides=settings or [])
+    print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(show(made), soft_wrap=True)
 
 
 def export(
@@ -116,12 +118,11 @@ def export(
     from flows.export import export as write
     from flows.export import exported
 
-    console = Console(quiet or as_json)
     made = write(
         run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
-        private=not public, move_tags=move_tags, console=console,
+        private=not public, move_tags=move_tags, console=Console(quiet or as_json),
     )  # fmt: skip
-    print_json(made) if as_json else console.terminal.print(exported(made))
+    print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(exported(made), soft_wrap=True)
 
 
 def trace(

@@ -66,13 +66,15 @@ def pair_ids(name: str | None, round: int | None, limit: int, workspace: Path) -
         round: None: all.
 
     Raises:
-        ConfigError: there is no such run, or it has no such round.
+        ConfigError: there is no such run, it has no such round, or no pairs yet.
     """
     run = Run.existing(workspace, name)
     rounds = [entry for entry in run.status()["rounds"] if entry["artifacts"].get("pairs")]
     wanted = [entry for entry in rounds if round is None or entry["round"] == round]
-    if round is not None and not wanted:
-        there = ", ".join(str(entry["round"]) for entry in rounds) or "none"
+    if not rounds:
+        raise ConfigError(f"run {run.name!r} has no finished round with pairs yet")
+    if not wanted:
+        there = ", ".join(str(entry["round"]) for entry in rounds)
         raise ConfigError(f"'{run.name}:{round}': run {run.name!r} has pairs of the rounds {there}")
     found: list[dict[str, Any]] = []
     for entry in reversed(wanted):

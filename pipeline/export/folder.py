@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.store import file_digest, locked, sync, write_json
 
 LINEAGE = "lineage.json"
@@ -88,17 +88,36 @@ def drafted(destination: Path, kind: str, run: str, earlier: Sequence[Path] = ()
     Raises:
         ConfigError: ``destination`` holds something else.
         BusyError: another process is writing it.
+        StoreError: it cannot be written, because the disk is full, say. What is finished of it is found again.
     """
     check_destination(destination, kind, run)
     part = destination.with_name(destination.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    with locked(part / LOCK, busy=f"{str(destination)!r} is being written"):
-        yield Draft(part, [destination, *earlier])
-        _put(part, destination)
+    with _told(destination):
+        part.mkdir(parents=True, exist_ok=True)
+        with locked(part / LOCK, busy=f"{str(destination)!r} is being written"):
+            yield Draft(part, [destination, *earlier])
+            _put(part, destination)
+
+
+@contextmanager
+def _told(destination: Path) -> Iterator[None]:
+    """What the system refuses is a StoreError; without its number an error is no system's, but a bug's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise StoreError(f"--to {str(destination)!r} cannot be written: {error}") from None
 
 
 def check_destination(destination: Path, kind: str, run: str) -> None:
-    """Raises ConfigError unless ``destination`` is new, empty, or an earlier export of ``run`` as it was written."""
+    """Raises ConfigError unless ``destination`` is new, empty, or an earlier export of ``run`` as it was written;
+    StoreError where that cannot be seen."""
+    with _told(destination):
+        _check(destination, kind, run)
+
+
+def _check(destination: Path, kind: str, run: str) -> None:
     part = destination.with_name(destination.name + ".part")
     if part.exists() and any(part.iterdir()) and not (part / LOCK).exists():
         raise ConfigError(f"--to {str(destination)!r}: {part.name!r} beside it, where it would be written, is in use")

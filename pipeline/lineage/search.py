@@ -61,7 +61,10 @@ def check_id(given: str) -> str:
     """``given`` as ids are written. Raises ConfigError where it cannot be the start of one."""
     digits = given.strip().lower()
     if len(digits) < SHORTEST or set(digits) - set("0123456789abcdef"):
-        raise ConfigError(f"PAIR_ID {given!r}: allowed: the first {SHORTEST} or more of a pair's hexadecimal digits")
+        raise ConfigError(
+            f"PAIR_ID {given!r}: allowed: the first {SHORTEST} or more of a pair's hexadecimal digits, or a run that"
+            " is in the workspace"
+        )
     return digits
 
 
@@ -89,10 +92,11 @@ def find_pair(artifacts: Iterable[Artifact], given: str, gaps: list[str]) -> Fou
         named = ", ".join(sorted(places)[:LISTED]) + (", …" if len(places) > LISTED else "")
         raise ConfigError(f"PAIR_ID {given!r} is the start of {len(places)} pairs: {named}; give more digits")
     if not places:
+        elsewhere = "" if looked_at else "; give --workspace where they are elsewhere"
         unread = f"; {len(gaps)} files could not be read: {gaps[0]}" if gaps else ""
         raise ConfigError(
             f"PAIR_ID {given!r}: none of {searched:,} pairs in {looked_at:,} artifacts begins so; `ratchet trace RUN`"
-            f" lists a run's{unread}"
+            f" lists a run's{elsewhere}{unread}"
         )
     ((pair_id, there),) = places.items()
     return Found(pair_id, tuple(there), searched)
