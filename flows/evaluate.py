@@ -20,7 +20,7 @@ from pipeline.candidates import all_groups, asked_digest, shards
 from pipeline.config import Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
 from pipeline.prompts import render_texts
-from pipeline.sampling import engine_name
+from pipeline.sampling import engine_settings
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Group, Policy, Prompt
 
@@ -35,7 +35,7 @@ def evaluate(
     settings = {
         **config.model_dump(mode="json"), "judge": judge_identity(held_out_judge(session)),
         "sampling": session.config.sampling.model_dump(mode="json", include={"max_tokens", "max_model_len", "dtype"}),
-        "engine": engine_name(session.config.sampling), "seed": session.config.seed,
+        **engine_settings(session.config.sampling), "seed": session.config.seed,
         "prompts": asked_digest(held_out),
     }  # fmt: skip
     inputs = {"policy": policy.digest, "opponent": opponent.digest, "initial": initial.digest}

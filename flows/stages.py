@@ -15,7 +15,7 @@ from pipeline.config import PairingConfig
 from pipeline.errors import SamplingError
 from pipeline.pairing.artifact import Round, make_pairs, pairs_spec
 from pipeline.protocols import Decoding, Progress, SampleRequest
-from pipeline.sampling import draw_seed, engine_name
+from pipeline.sampling import draw_seed, engine_settings
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.tables import candidates_table
 from pipeline.types import Group, Policy, Prompt
@@ -37,7 +37,7 @@ def sample(
     config = {
         "seed": session.config.seed, "round": round, "n": n, "decoding": asdict(decoding),
         "dtype": session.config.sampling.dtype, "max_model_len": session.config.sampling.max_model_len,
-        "engine": engine_name(session.config.sampling),  # two engines draw differently from the same seed
+        **engine_settings(session.config.sampling),
         "prompts": asked_digest(prompts), **({"model": model} if model else {}),
     }  # fmt: skip
     drawn_for = f"{model}/" if model else ""

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Strict
 
+OURS = ("model", "messages", "prompt", "stream", "n")
+"""Fields of a request that say what is asked, or in how many pieces the answer comes."""
+
 
 class Endpoint(Strict):
     """A model at an OpenAI-compatible address, and how hard it may be asked."""
@@ -28,11 +31,19 @@ class Endpoint(Strict):
     batch: bool = False
     """Through the Batch API: half the price, answers within a day."""
     extra: dict[str, Any] = {}
-    """Further fields of the request's body, as they are; they win over ours. ``max_completion_tokens``, which some
-    models take in place of ``max_tokens``, replaces it."""
+    """Further fields of the request's body, as they are; they win over ours, but for ``OURS``, which are refused.
+    ``max_completion_tokens``, which some models take in place of ``max_tokens``, replaces it."""
 
     @model_validator(mode="after")
     def _both_prices_or_none(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together; give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _extra_leaves_the_question_as_it_is(self) -> Self:
+        if taken := [name for name in OURS if name in self.extra]:
+            raise ValueError(
+                f"extra.{taken[0]}: {self.extra[taken[0]]!r}; allowed: fields other than {', '.join(OURS)}"
+            )
         return self

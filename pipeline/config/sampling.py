@@ -10,6 +10,12 @@ from pipeline.config.endpoint import Endpoint
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.:+-]*$")]
 """Of a model in candidates, pairs and links: a letter or a digit, then those and ``_ . : + -``."""
 
+OF_THE_POLICY = (
+    "max_tokens", "temperature", "top_p", "top_k", "seed", "logprobs", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "stop_token_ids", "return_token_ids",
+)  # fmt: skip
+"""Fields of a request that say how the policy is sampled: those of the recipe, and those that leave it as it is."""
+
 
 class _Drawing(Strict):
     n: int = Field(4, ge=1, le=1024)
@@ -34,12 +40,16 @@ class ServedModel(_Drawing):
         if len(self.endpoints) > 1:
             if any(each.batch for each in self.endpoints):
                 raise ValueError(f"endpoints: batch is set of one of {len(self.endpoints)}; allowed: of an only one")
-            if differing := [each.extra for each in self.endpoints if each.extra != self.endpoints[0].extra]:
-                raise ValueError(
-                    f"endpoints: extra is {self.endpoints[0].extra} and {differing[0]}; allowed: the same for all,"
-                    " for which of them answers is chance"
-                )
+            _check_asked_alike(self.endpoints)
         return self
+
+
+def _check_asked_alike(endpoints: tuple[Endpoint, ...]) -> None:
+    if differing := [each.extra for each in endpoints if each.extra != endpoints[0].extra]:
+        raise ValueError(
+            f"endpoints: extra is {endpoints[0].extra} and {differing[0]}; allowed: the same for all,"
+            " for which of them answers is chance"
+        )
 
 
 class LocalModel(_Drawing):
@@ -94,4 +104,15 @@ class SamplingConfig(Strict):
             )
         if any(each.batch for each in self.endpoints):
             raise ValueError("sampling.endpoints: batch is set; allowed: false, for a round waits for its samples")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_sample_as_the_recipe_says(self) -> Self:
+        _check_asked_alike(self.endpoints)
+        for each in self.endpoints:
+            if taken := [name for name in OF_THE_POLICY if name in each.extra]:
+                raise ValueError(
+                    f"sampling.endpoints: extra.{taken[0]} is {each.extra[taken[0]]!r}; allowed: none, how the policy"
+                    " is sampled is said under sampling"
+                )
         return self

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import SamplingError
@@ -10,7 +10,7 @@ from pipeline.protocols import Sampler
 from pipeline.sampling.process import EngineName, EngineProcess
 from pipeline.sampling.seeds import draw_seed
 
-__all__ = ["draw_seed", "engine_name", "start_sampler"]
+__all__ = ["draw_seed", "engine_name", "engine_settings", "start_sampler"]
 
 
 def start_sampler(config: SamplingConfig, log: Path, timeout: float = 1800.0) -> Sampler:
@@ -41,3 +41,10 @@ def engine_name(config: SamplingConfig) -> EngineName | Literal["server"]:
     if config.engine == "auto":
         return "vllm" if find_spec("vllm") is not None else "transformers"
     return config.engine
+
+
+def engine_settings(config: SamplingConfig) -> dict[str, Any]:
+    """All of the engine that draws depend on, JSON-serialisable: two engines draw differently from the same seed, and
+    one whose servers are asked with further fields from one whose are not."""
+    extra = config.endpoints[0].extra if config.endpoints else {}
+    return {"engine": engine_name(config), **({"extra": extra} if extra else {})}

@@ -173,6 +173,12 @@ def test_servers_of_one_model_are_asked_the_same() -> None:
         SamplingConfig(proposers={"a/b": ServedModel(type="server", endpoints=(other,))})
 
 
+@pytest.mark.parametrize("field", ["model", "messages", "stream", "n"])
+def test_further_fields_do_not_change_what_is_asked(field: str) -> None:
+    with pytest.raises(ValidationError, match=f"extra.{field}: 'x'; allowed: fields other than"):
+        Endpoint(model="m", extra={field: "x"})
+
+
 # --------------------------------------------------------------------------------------------------- paid for once
 PROPOSE = """
 import json, sys

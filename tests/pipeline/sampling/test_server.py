@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.calls.limits import Waits
 from pipeline.config import Endpoint, SamplingConfig
 from pipeline.errors import SamplingError, WeightSyncError
 from pipeline.protocols import Decoding, Sampler
-from pipeline.sampling import engine_name, start_sampler
+from pipeline.sampling import engine_name, engine_settings, start_sampler
 from pipeline.sampling.server import ServerSampler
 from tests import vllm_server
 from tests.tiny import BOS, EOS, make_policy, naive_logprobs, perturb
@@ -155,6 +156,18 @@ def test_nothing_of_the_checkpoints_own_decoding_is_left_to_the_server(sampler_o
     assert said.items() <= body.items()
     assert "logprobs" not in body
     assert EOS in body["stop_token_ids"]
+
+
+def test_servers_asked_with_further_fields_draw_otherwise_and_none_of_them_is_the_recipes() -> None:
+    def config(*extras: dict[str, Any]) -> SamplingConfig:
+        return SamplingConfig(engine="server", endpoints=tuple(Endpoint(model="m", extra=extra) for extra in extras))
+
+    assert engine_settings(config({}, {})) == {"engine": "server"}
+    assert engine_settings(config({"bad_words": ["a"]})) == {"engine": "server", "extra": {"bad_words": ["a"]}}
+    with pytest.raises(ValidationError, match="allowed: the same for all"):
+        config({"bad_words": ["a"]}, {})
+    with pytest.raises(ValidationError, match="extra.temperature is 0.1; allowed: none"):
+        config({"temperature": 0.1})
 
 
 def test_faults_are_tried_again_and_a_call_given_up_is_an_error(sampler_of: Make, untied: Pair) -> None:
