@@ -97,6 +97,7 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
         "base": facts.base_model(config), "start": facts.start(config),
         "rounds": facts.rounds(entries, status["best_round"]), "data": facts.data(entries),
         "evaluation": facts.evaluation(initial, entries, config), "judged_by": facts.evaluation_judge(entries),
+        "evaluators": facts.judges((config.get("evaluation") or {}).get("judge") or {}),
         "gate": facts.gate(entries), "judges": facts.judges(config.get("judge") or {}), "health": facts.health(initial),
         "sampling": facts.sampling(config), "pairing": facts.settings(config.get("pairing") or {}),
         "prompt_sources": facts.prompt_sources(config), "prompt_counts": facts.prompt_counts(run.store, initial),

@@ -145,6 +145,8 @@ def judges(config: Entry, name: str = "") -> list[str]:
     """A line a judge: its kind and its name; a panel's members each."""
     lead = f"{plain(name)}: " if name else ""
     match config.get("type"):
+        case None:
+            return []
         case "panel":
             lines = [f"a panel that takes the {str(config.get('combine')).replace('_', ' ')} of"]
             for member, each in config["members"].items():

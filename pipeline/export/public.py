@@ -1,5 +1,7 @@
-"""What of a run's records may be published: no secret, no place on this machine, and no text that breaks its page."""
+"""What of a run's records may be published: no secret, no place on this machine or in its network, and no text that
+breaks its page."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +16,12 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.I)
 """In the names of environment variables whose values are nobody's business."""
 SHORTEST = 8
 """Characters from which such a value is known again in a text."""
+HOST = re.compile(r"(?<=://)(?P<user>[^\s/@'\"]*@)?(?P<host>\[[\da-f:.]+\]|[\w.-]+)", re.I)
+"""Of an address."""
+INNER = ("internal", "local", "lan", "corp", "home", "intranet", "private")
+"""Last parts of names that only a network of one's own knows."""
+OWN = "host"
+"""Stands for such a name."""
 FREE = frozenset({"title", "description", "reason", "line"})
 """Settings that people write as they like: a path may stand anywhere in them."""
 UNTOLD = frozenset({"extra"})
@@ -22,7 +30,8 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
 def public(value: Any, name: str = "") -> Any:
-    """``value``, as JSON holds it, with secrets masked and absolute paths cut to their last part."""
+    """``value``, as JSON holds it, with secrets masked and absolute paths cut to their last part, and without names
+    of machines."""
     match value:
         case Mapping():
             return {key: {} if key in UNTOLD else public(part, key) for key, part in value.items()}
@@ -36,16 +45,26 @@ def public(value: Any, name: str = "") -> Any:
 
 
 def public_text(text: str) -> str:
-    """Running text, or a command, without secrets and absolute paths."""
+    """Running text, or a command, without secrets, absolute paths and names of machines."""
     return PLACE.sub(lambda match: match["last"], without_secrets(text))
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with whatever looks like a token masked, and every secret of this environment."""
+    """``text`` with whatever looks like a token masked, every secret of this environment, and names of machines in
+    addresses."""
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= SHORTEST:
             text = text.replace(value, MASK)
-    return masked(text)
+    return HOST.sub(lambda match: f"{match['user'] or ''}{_host(match['host'])}", masked(text))
+
+
+def _host(name: str) -> str:
+    """A name that the world knows, or that means each reader's own machine, stays; any other is nobody's business."""
+    try:
+        return name if ipaddress.ip_address(name.strip("[]")).is_loopback else OWN
+    except ValueError:
+        last = name.lower().rpartition(".")[2]
+        return OWN if (last == name.lower() and last != "localhost") or last in INNER else name
 
 
 def _setting(value: str) -> str:

@@ -98,6 +98,14 @@ def test_a_data_card_tells_lineage_judges_sampling_pairing_and_drops(run: Run) -
         assert told in card, told
 
 
+def test_a_card_says_who_evaluated_where_the_judge_that_labelled_did_not(tmp_path: Path) -> None:
+    by = {"judge": {"type": "rules", "rules": {"brief": {"type": "length", "maximum": 9}}}}
+    run = make_run(tmp_path, Making(config={"evaluation": by}))
+    for card in (card_of(run), model_card_of(run)):
+        assert "did not label the pairs.\n\n- rules: brief (length)\n\n| figure |" in card
+    assert "(length)" not in card_of(make_run(tmp_path / "same"))
+
+
 def test_every_table_of_a_card_has_rows_of_one_width(tmp_path: Path) -> None:
     run = make_run(tmp_path, Making(panel=True, config={"title": HOSTILE, "description": HOSTILE}))
     for card in (card_of(run), model_card_of(run)):

@@ -14,11 +14,18 @@ from pipeline.export.public import code, fenced, plain, public, public_text
         ("'/home/me/with space/x'", "'with space/x'"),
         ("file:///home/me/x.jsonl", "x.jsonl"),
         ("https://api.openai.com/v1", "https://api.openai.com/v1"),
+        (
+            "http://localhost:80/v1 http://127.0.0.1/ http://[::1]:1",
+            "http://localhost:80/v1 http://127.0.0.1/ http://[::1]:1",
+        ),
+        ("at http://gpu-07:8000/v1", "at http://host:8000/v1"),
+        ("http://10.1.2.3:8000 http://[fd00::1]:1", "http://host:8000 http://host:1"),
+        ("https://judge.team.internal/v1", "https://host/v1"),
         ("org/model and and/or a / b", "org/model and and/or a / b"),
         ("Authorization: Bearer abcdefghijkl", "Authorization: ***"),
     ],
 )
-def test_running_text_keeps_addresses_and_names_and_loses_paths(text: str, told: str) -> None:
+def test_running_text_keeps_what_the_world_knows_and_loses_paths_and_machines(text: str, told: str) -> None:
     assert public_text(text).replace("*** abcdefghijkl", "***") == told
 
 
@@ -29,6 +36,7 @@ def test_running_text_keeps_addresses_and_names_and_loses_paths(text: str, told:
         ("function", "/home/me/judge.py:score", "judge.py:score"),
         ("path", "org/model", "org/model"),
         ("pattern", r"a/b|^/(x|y)", r"a/b|^/(x|y)"),
+        ("base_url", "http://gpu-07.lan:8000/v1", "http://host:8000/v1"),
         ("base_url", "http://user:secret@host:8000/v1?token=1", "http://***@host:8000/v1"),
         ("api_key_env", "OPENAI_API_KEY", "OPENAI_API_KEY"),
         ("hub_token", "whatever", "***"),
