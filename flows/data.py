@@ -64,7 +64,10 @@ def preference_data(config: DataConfig, name: str, workspace: str = "workspace",
 
 
 def begin(session: DataSession) -> Artifact:
-    """The prompts, once the judge is known to be fit where the recipe asks."""
+    """The prompts, once this machine has the local models, and the judge is known to be fit where the recipe asks."""
+    for name, model in session.config.models.items():
+        if isinstance(model, LocalModel):  # one that will not do is to be known before others are paid
+            stage(session, f"take in {name}", taken_in, name, model)
     fitness = stage(session, "judge check", check_fitness) if session.config.health.require else None
     made = {"prompts": stage(session, "prompts", text_prompts)}
     session.run.save_initial(
@@ -122,11 +125,22 @@ def together(session: DataSession, prompts: Sequence[Prompt], sources: Sequence[
     return merge(session, prompts, sources, {}, LEAST)
 
 
-def sampled(session: DataSession, name: str, model: LocalModel, prompts: Sequence[Prompt], round: int) -> Source:
-    """A local model's candidates, by this machine's engine. What it cannot read is left out, and counted."""
+def taken_in(session: DataSession, name: str, model: LocalModel) -> Policy:
+    """The model, in the store. Raises ConfigError where prompts are chats and it has no chat template."""
     config = PretrainedPolicy(type="pretrained", path=model.path, revision=model.revision, dtype=model.dtype)
     policy = policy_of(pretrained_policy(session, config))
-    readable, absent = _rendered(session, name, model, policy, prompts)
+    if session.config.prompts.template == "chat" and not session.tokenizer(policy).chat_template:
+        raise ConfigError(
+            f'prompts.template: "chat", but models.{name} ({model.path!r}) has no chat template; allowed for it:'
+            ' "plain"'
+        )
+    return policy
+
+
+def sampled(session: DataSession, name: str, model: LocalModel, prompts: Sequence[Prompt], round: int) -> Source:
+    """A local model's candidates, by this machine's engine. What it cannot read is left out, and counted."""
+    policy = taken_in(session, name, model)
+    readable, absent = _rendered(session, model, policy, prompts)
     decoding = Decoding(model.max_tokens, model.temperature, model.top_p, logprobs=False)
     made = sample(session, policy, readable, round=round, n=model.n, decoding=decoding, label=f"ask {name}", model=name)
 
@@ -137,17 +151,12 @@ def sampled(session: DataSession, name: str, model: LocalModel, prompts: Sequenc
 
 
 def _rendered(
-    session: DataSession, name: str, model: LocalModel, policy: Policy, prompts: Sequence[Prompt]
+    session: DataSession, model: LocalModel, policy: Policy, prompts: Sequence[Prompt]
 ) -> tuple[list[Prompt], Counter[str]]:
     """The prompts in the model's own token ids, and how many of them it cannot be asked, by reason."""
     from jinja2 import TemplateError
 
     template, tokenizer = session.config.prompts.template, session.tokenizer(policy)
-    if template == "chat" and not tokenizer.chat_template:
-        raise ConfigError(
-            f'prompts.template: "chat", but models.{name} ({model.path!r}) has no chat template; allowed for it:'
-            ' "plain"'
-        )
     longest, absent = longest_of(session, policy) - 1, Counter[str]()
     readable = []
     for prompt in prompts:

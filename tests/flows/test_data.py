@@ -348,12 +348,14 @@ def test_a_local_model_answers_beside_a_served_one_and_its_words_alone_are_kept(
     assert all(each.token_ids for group in all_groups(drawn) for each in group.candidates)
 
 
-def test_a_local_model_without_a_chat_template_is_named(make: Make, tmp_path: Path) -> None:
+def test_a_local_model_without_a_chat_template_is_named_before_others_are_paid(make: Make, tmp_path: Path) -> None:
     policy = chat_policy(tmp_path / "policy")
     (policy / "chat_template.jinja").unlink()
-    config = settings(tmp_path, {"own": {"type": "local", "path": str(policy), "n": 2}})
-    with pytest.raises(ConfigError, match="models.own .*has no chat template"):
-        make(config, tmp_path)
+    with ApiServer(wordy) as one:
+        models = {"wordy": served_by(one), "own": {"type": "local", "path": str(policy), "n": 2}}
+        with pytest.raises(ConfigError, match="models.own .*has no chat template"):
+            make(settings(tmp_path, models), tmp_path)
+        assert not one.calls
 
 
 # --------------------------------------------------------------------------------------------------- recipes
