@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.lineage import search
 from pipeline.lineage.policies import Step
 from pipeline.lineage.verdicts import Opinion
-from pipeline.lineage.walk import Lineage, Use, lineage
+from pipeline.lineage.walk import Lineage, lineage
 from pipeline.runs import Run
 from pipeline.types import Candidate
 
@@ -51,7 +51,7 @@ def trace(pair_id: str, workspace: Path) -> dict[str, Any]:
         "policies": {model: list(map(_step, steps)) for model, steps in found.policies.items()},
         "judgment": None if found.opinion is None else _opinion(found.opinion),
         "uses": [asdict(each) for each in found.uses],
-        "trainings": _trainings(workspace, found.uses),
+        "trainings": _trainings(workspace, found),
         "commands": {run: [asdict(each) for each in commands] for run, commands in found.commands},
         "searched": found.searched,
         "gaps": list(found.gaps),
@@ -121,10 +121,13 @@ def _opinion(opinion: Opinion) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trainings(workspace: Path, uses: tuple[Use, ...]) -> list[dict[str, Any]]:
-    """Trainings without rounds that read the pairs of a round that had the pair, and their commands."""
-    rounds = {(use.run, str(use.round)) for use in uses}
+def _trainings(workspace: Path, lineage: Lineage) -> list[dict[str, Any]]:
+    """Trainings without rounds that read the pairs of a round that had the pair, or pairs made anew by their link or
+    their artifact's folder, and their commands."""
+    rounds = {(use.run, str(use.round)) for use in lineage.uses}
     runs = {run for run, _ in rounds}
+    keys = [pairing.made.key for pairing in lineage.pairings]
+    folders = {*keys, *(f"pairs-{key[:8]}" for key in keys)}  # the latter as flows.pairing links them
     found = []
     for file in sorted(workspace.glob(f"{TRAINED}/*/{RESULT}")):
         try:
@@ -133,17 +136,18 @@ def _trainings(workspace: Path, uses: tuple[Use, ...]) -> list[dict[str, Any]]:
             policy = result["policy"]["digest"]
         except (ValueError, KeyError, TypeError):
             continue  # not one of ours
-        read = [each for each in given if _names(each, runs, rounds)]
+        read = [each for each in given if _names(each, runs, rounds, folders)]
         if read:
             commands = [asdict(each) for each in read_commands(file.parent)]
             found.append({"name": file.parent.name, "read": read, "policy": policy, "commands": commands})
     return found
 
 
-def _names(given: str, runs: set[str], rounds: set[tuple[str, str]]) -> bool:
-    """Whether a data set given as ``RUN`` or ``RUN:ROUND``, with ``NAME=`` or without, is one of these."""
+def _names(given: str, runs: set[str], rounds: set[tuple[str, str]], folders: set[str]) -> bool:
+    """Whether a data set given as ``RUN``, ``RUN:ROUND`` or a folder, with ``NAME=`` or without, is one of these."""
     named = NAMED.fullmatch(given)
-    place = OF_RUN.fullmatch(named["place"] if named else given)
-    if place is None:
-        return False
+    where = named["place"] if named else given
+    place = OF_RUN.fullmatch(where)
+    if Path(where).name in folders or place is None:
+        return Path(where).name in folders
     return place["run"] in runs if place["round"] is None else (place["run"], place["round"]) in rounds

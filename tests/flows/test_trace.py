@@ -86,6 +86,8 @@ def test_a_training_that_read_the_round_is_told_with_its_command(place: Place) -
     made = place.round(0, BASE)
     place.run("food", made)
     data = {"by-run": "food", "by-round": "mine=food:0", "other-round": "food:1", "other": "prefs.jsonl"}
+    link = f"workspace/runs/food/links/round-000/pairs-{made['pairs'].key[:8]}"
+    data |= {"by-link": link, "named-link": f"mine={link}", "other-link": f"{link[:-1]}x"}
     for name, given in data.items():
         folder = place.workspace / TRAINED / name
         note_command(folder, "c", ["ratchet", "train", given])
@@ -93,7 +95,7 @@ def test_a_training_that_read_the_round_is_told_with_its_command(place: Place) -
     (place.workspace / TRAINED / "torn").mkdir()
     (place.workspace / TRAINED / "torn" / RESULT).write_text("{")
     found = trace(pairs_of(made["pairs"])[0]["pair_id"], place.workspace)
-    assert [each["name"] for each in found["trainings"]] == ["by-round", "by-run"]
+    assert [each["name"] for each in found["trainings"]] == ["by-link", "by-round", "by-run", "named-link"]
     assert "$ ratchet train mine=food:0" in shown(found)
 
 
