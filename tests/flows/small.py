@@ -90,6 +90,12 @@ class Ratchet:
         return status
 
 
+def engine_process() -> psutil.Process:
+    """The newest engine that is a child of this process."""
+    children = psutil.Process().children()
+    return max((p for p in children if "pipeline.sampling.worker" in p.cmdline()), key=lambda p: p.create_time())
+
+
 STARTED: list[Ratchet] = []
 """Every run of this session, for ``conftest`` to end where its test failed to."""
 

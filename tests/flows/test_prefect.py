@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from prefect.exceptions import ParameterTypeError
 
@@ -18,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.runs import Run
 
 from .conftest import RunSmall, served
-from .small import ROOT, finished_files, store_of, until
+from .small import ROOT, engine_process, finished_files, store_of, until
 
 STAGES = ["sample", "judge", "pair", "reference", "train", "evaluate"]
 
@@ -121,9 +120,7 @@ def test_a_stage_whose_engine_is_killed_is_tried_again_and_keeps_its_shards(
     def kill_engine() -> None:
         until(lambda: list(tmp_path.glob("artifacts/candidates/*/00001-*.parquet")))
         shards.update(finished_files(tmp_path))
-        children = psutil.Process().children()
-        (engine,) = [process for process in children if "pipeline.sampling.worker" in process.cmdline()]
-        engine.kill()
+        engine_process().kill()
 
     killer = threading.Thread(target=kill_engine)
     killer.start()

@@ -57,7 +57,7 @@ def go_on(policy: Policy, directory: Path, config: TrainerConfig, kind: str, pro
 
 
 def start(policy: Policy, directory: Path, config: TrainerConfig, kind: str, **more: int) -> "subprocess.Popen[bytes]":
-    """Train, in another process; ``memory`` and ``kill_at`` are what :func:`main` says they are."""
+    """Train, in another process; ``memory``, ``end_at`` and ``by`` are what :func:`main` says they are."""
     settings = {"policy": str(policy.path), "directory": str(directory), "kind": kind, **more}
     settings["config"] = config.model_dump_json()
     environment = os.environ | {
@@ -84,15 +84,15 @@ def until(condition: Callable[[], bool], *processes: "subprocess.Popen[bytes]") 
 
 
 def main(settings: dict[str, Any]) -> None:
-    """``memory``: bytes of address space it may take beyond what it has after its first step. ``kill_at``: the step
-    after which it kills itself."""
+    """``memory``: bytes of address space it may take beyond what it has after its first step. ``end_at``: the step
+    after which it sends itself a signal, the one that ``by`` says, or SIGKILL."""
 
     def progress(done: int, total: int, note: str) -> None:
         if done == 1 and "memory" in settings:
             has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (has + settings["memory"],) * 2)
-        if done == settings.get("kill_at"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if done == settings.get("end_at"):
+            os.kill(os.getpid(), settings.get("by", signal.SIGKILL))
 
     config = TrainerConfig.model_validate_json(settings["config"])
     go_on(read_policy(Path(settings["policy"])), Path(settings["directory"]), config, settings["kind"], progress)

@@ -49,8 +49,8 @@ def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
 
 
 # ---------------------------------------------------------------------------------------------- sessions that end
-LONG: dict[str, Any] = {"epochs": 40, "checkpoint_steps": 1000, "guards": {"kl": None}, "schedule": "cosine"}
-"""200 steps and no state but that of the session's end."""
+LONG: dict[str, Any] = {"epochs": 8, "checkpoint_steps": 1000, "guards": {"kl": None}, "schedule": "cosine"}
+"""40 steps and no state but that of the session's end."""
 
 
 def test_on_sigterm_and_ctrl_c_the_state_is_saved_and_the_same_call_ends_the_same(
@@ -58,22 +58,18 @@ def test_on_sigterm_and_ctrl_c_the_state_is_saved_and_the_same_call_ends_the_sam
 ) -> None:
     settings = config(**LONG)
     codes = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
-    sessions = {number: start(policy, tmp_path / number.name, settings, "short") for number in codes}
-    waiting = dict(sessions)
-    while waiting:
-        until(lambda: any(steps_done(tmp_path / number.name) >= 20 for number in waiting), *waiting.values())
-        for number in [number for number in waiting if steps_done(tmp_path / number.name) >= 20]:
-            waiting.pop(number).send_signal(number)
-    assert {number: session.wait() for number, session in sessions.items()} == codes
+    sessions = {
+        number: start(policy, tmp_path / number.name, settings, "short", end_at=20, by=number) for number in codes
+    }
     whole, _ = go_on(policy, tmp_path / "whole", settings, "short")
+    assert {number: session.wait() for number, session in sessions.items()} == codes
     for number in sessions:
         out = tmp_path / number.name
-        done = steps_done(out)
-        assert 20 <= done < 200
+        assert steps_done(out) == 20
         assert not (out / "policy").exists()
         steps: list[int] = []
         again, _ = go_on(policy, out, settings, "short", lambda step, total, note: steps.append(step))  # noqa: B023
-        assert steps == list(range(done + 1, 201))
+        assert steps == list(range(21, 41))
         assert again.digest == whole.digest
         assert lines(out) == lines(tmp_path / "whole")
 
@@ -154,7 +150,7 @@ def test_out_of_memory_halves_the_token_budget_for_good_and_changes_rounding_alo
     settings = config(batch_size=64, epochs=4, token_budget=20_000, checkpoint_steps=2, guards={"kl": None})
     sessions = {
         "limited": start(policy, tmp_path / "limited", settings, "long", memory=MEMORY),
-        "killed": start(policy, tmp_path / "killed", settings, "long", memory=MEMORY, kill_at=3),
+        "killed": start(policy, tmp_path / "killed", settings, "long", memory=MEMORY, end_at=3),
     }
     ample, _ = go_on(policy, tmp_path / "ample", settings, "long")
     assert sessions["limited"].wait() == 0
