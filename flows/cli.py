@@ -1,5 +1,6 @@
 """The command ``ratchet``. Nothing heavy is imported until a command needs it, so help and errors come at once."""
 
+import errno
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 from flows import cli_data, environment
 from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
 from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json, say_estimates, take_up
-from pipeline.errors import RatchetError
+from pipeline.errors import RatchetError, StoreError
 from pipeline.recipe import check_calls, load_recipe, load_trainer
 from pipeline.runs import Run
 
@@ -24,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says where there is no room, or no leave to write."""
 
 app.add_typer(judge_app, name="judge")
 app.add_typer(votes_app, name="votes")
@@ -186,12 +190,18 @@ def doctor(workspace: Workspace = Path("workspace"), as_json: Json = False) -> N
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake is one line and an exit code; only bugs have tracebacks."""
+    """Entry point: a user's mistake, or a disk that takes no more, is one line and an exit code; only bugs have
+    tracebacks."""
     try:
         app(standalone_mode=True)
     except RatchetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {error}; what is finished is kept", file=sys.stderr)
+        sys.exit(StoreError.exit_code)
     sys.exit(0)
 
 

@@ -138,6 +138,20 @@ def test_a_table_of_margins_makes_nothing_and_has_each_margin_once(ratchet: Call
     assert finished_files(workspace) == before
 
 
+def test_a_workspace_that_takes_no_more_is_one_line(
+    ratchet: Call, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "pairs.parquet")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.sync", full)
+        code, out, err = ratchet("pair", "demo:0", "--set", "pairing.margin=2", "--quiet")
+    assert (code, out, err.count("\n")) == (StoreError.exit_code, "", 1)
+    assert err == "error: [Errno 28] No space left on device: 'pairs.parquet'; what is finished is kept\n"
+    assert answered(ratchet("pair", "demo:0", "--set", "pairing.margin=2", "--json"))["rounds"][0]["paired"] == 5
+
+
 def test_pairs_made_anew_are_trained_on_by_their_link(ratchet: Call, finished: dict[str, Any], tmp_path: Path) -> None:
     at = ("--workspace", finished["workspace"])
     again = ("--set", "pairing.margin=0", "--set", "pairing.rule=all_pairs", "--set", "pairing.pairs_per_prompt=3")
