@@ -104,7 +104,8 @@ class PromptsConfig(Strict):
     near_threshold: float = Field(0.8, gt=0.0, lt=1.0)
     decontaminate: Decontamination | None = None
     bad_rows: Fraction = 0.05
-    """Share of unusable rows above which a source itself is taken to be wrong."""
+    """Share of unusable rows above which a source itself is taken to be wrong; of its first thousand rows too, where
+    none of them is usable."""
 
     @property
     def weights(self) -> dict[str, float] | None:

@@ -144,6 +144,7 @@ def _usable(member: Member, config: PromptsConfig, tokenizer: Any, tally: Tally)
             rendered = render(row, tokenizer)
         except Unusable as reason:
             tally.unusable(member.name, number, str(reason))
+            tally.check_beginning(member.name, member.key, config.bad_rows)
             continue
         yield row, rendered
 

@@ -55,6 +55,7 @@ def read_evaluations(config: PromptsConfig, asked: Decontamination) -> tuple[Eva
                 evaluations.add(prompt_texts(raw, columns_of(source)))
             except Unusable as reason:
                 tally.unusable(key, number, str(reason))
+                tally.check_beginning(key, key, config.bad_rows)
         tally.check(key, key, config.bad_rows)
     return evaluations, [name for names in tally.bad.values() for name in names]
 

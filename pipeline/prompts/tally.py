@@ -6,6 +6,8 @@ from pipeline.errors import DataError
 
 NAMED = 3
 """Bad rows named, of each source."""
+ENOUGH = 1000
+"""Rows, all of them bad, after which no further one is read: a column of that name is not there."""
 
 
 class Tally:
@@ -29,6 +31,11 @@ class Tally:
         named = self.bad.setdefault(source, [])
         if len(named) < NAMED:
             named.append(f"{source} row {number}: {reason}".lstrip())
+
+    def check_beginning(self, source: str, key: str, allowed: float) -> None:
+        """As :meth:`check`, of a source that begins with nothing but bad rows, so that the rest need not be read."""
+        if self.rows[source] == self.dropped.get(source, Counter())["bad"] == ENOUGH:
+            self.check(source, key, allowed)
 
     def check(self, source: str, key: str, allowed: float) -> None:
         """Raises DataError where the source has no rows, or over the ``allowed`` share of them is bad."""

@@ -116,6 +116,16 @@ def test_no_more_is_read_than_is_needed(tmp_path: Path) -> None:
     assert len(peek(function(tmp_path, ENDLESS), 5)) == 5
 
 
+def test_a_column_that_is_not_there_is_said_without_reading_on(tmp_path: Path) -> None:
+    config = function(tmp_path, ENDLESS.replace("'prompt'", "'question'"))
+    for read in (lambda: load_prompts(config, None), lambda: peek(config, 5)):
+        with pytest.raises(DataError, match="1000 of 1000 rows are unusable; .*; row 1: has no 'prompt'"):
+            read()
+    (tmp_path / "late").mkdir()
+    late = function(tmp_path / "late", ENDLESS.replace("'prompt'", "'prompt' if i >= 1000 else 'question'"))
+    assert len(peek(late.model_copy(update={"bad_rows": 1.0}), 5)) == 5
+
+
 @pytest.mark.parametrize(("rows", "length"), [(8_000, 5000), (40_000, 5)])
 def test_memory_holds_the_prompts_that_are_kept_and_not_the_rows(tmp_path: Path, rows: int, length: int) -> None:
     config = function(tmp_path, ENDLESS.replace("10**12", str(rows)).replace("5000", str(length)))
