@@ -154,4 +154,5 @@ def test_a_finished_run_may_go_on_for_more_rounds(run_small: RunSmall, finished:
 def test_recipes_lists_what_ships(ratchet: Callable[..., Said]) -> None:
     code, out, _ = ratchet("recipes")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["chat-judge", "chat-rm", "food", "reviews"]
+    shipped = ["chat-judge", "chat-rm", "compare-models", "food", "reviews"]
+    assert [line.split()[0] for line in out.splitlines()] == shipped
