@@ -117,11 +117,17 @@ def export(
     from flows.console import Console
     from flows.export import export as write
     from flows.export import exported
+    from pipeline.hub import PREFIX
 
-    made = write(
-        run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
-        private=not public, move_tags=move_tags, console=Console(quiet or as_json),
-    )  # fmt: skip
+    if to.startswith(PREFIX):
+        environment.leave_on_signals()  # the Hub's client would wait for its uploads first
+    try:
+        made = write(
+            run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
+            private=not public, move_tags=move_tags, console=Console(quiet or as_json),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        environment.leave(130)
     print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(exported(made), soft_wrap=True)
 
 
