@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from pipeline.errors import TrainingError
 from trainers.flex import block_mask, flex
 from trainers.packing import Pack
+from trainers.rounding import KEYS, QUERIES, up, up_finely
 
 SHARED_PREFIX = "shared_prefix"
 QUERY_BLOCK = 256
@@ -24,13 +25,15 @@ QUERY_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some queries of a row with all the keys they may see."""
+    """Some queries of a row with all the keys they may see, and a few neighbours of both that round the sizes up."""
 
     queries: slice
+    wide: slice
+    """The queries and those after them that nobody asked for: their probabilities are set to 0."""
     keys: tuple[slice, ...]
-    """One slice, or the prompt's and the completion's own."""
+    """One slice, or the prompt's and the completion's own; the last goes on into hidden keys."""
     masked: Tensor
-    """[queries, columns] True where a score is hidden, for the last columns only: those before are seen by all."""
+    """[wide, columns] True where a score is hidden, for the last columns only: those before are seen by all."""
 
 
 @dataclass(slots=True)
@@ -46,9 +49,17 @@ class Layout:
 
     @property
     def needed(self) -> Tensor:
-        """Places in the row, ascending, that predict a target: of a prompt the last one only."""
+        """Places in the row, ascending, that predict a target: of a prompt the last one only.
+
+        On a CPU others are among them, the first ones of the row, that round their number up.
+        """
         if self._needed is None:
-            self._needed = self.pack.predictors.unique()
+            wanted = torch.zeros(self.pack.input_ids.shape[1], dtype=torch.bool, device=self.pack.input_ids.device)
+            wanted[self.pack.predictors] = True
+            if wanted.device.type == "cpu":
+                count = int(wanted.sum())
+                wanted[(~wanted).nonzero()[: up_finely(count) - count, 0]] = True
+            self._needed = wanted.nonzero()[:, 0]
         return self._needed
 
     def blocks(self, window: int | None, layer: int | None = None) -> list[Block]:
@@ -112,47 +123,59 @@ class DenseBlocks(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float, softcap: float | None
     ) -> Tensor:
-        k, v = key[0].contiguous(), value[0].contiguous()
+        k, v = _with_room(key[0]), _with_room(value[0])
         heads = query[0].unflatten(0, (len(k), -1)).transpose(1, 2)
-        q = torch.mul(heads, scale, out=query.new_empty(heads.shape))
-        out = torch.zeros_like(q)
+        q = _with_room(heads).mul_(scale)
+        out = torch.zeros_like(heads, memory_format=torch.contiguous_format)
         probabilities, bends = [], []
         for block in blocks:
-            scores = torch.bmm(_rows(q, block), _take(k, block.keys).transpose(1, 2))
+            scores = torch.bmm(_rows(q, block.wide), _take(k, block.keys).transpose(1, 2))
             if softcap is not None:
                 bends.append(scores.div_(softcap).tanh_())
                 scores = scores * softcap
             hidden = block.masked[:, None]
             scores.unflatten(1, (len(hidden), -1))[..., -hidden.shape[-1] :].masked_fill_(hidden, -torch.inf)
-            probabilities.append(torch.softmax(scores, -1))
-            torch.bmm(probabilities[-1], _take(v, block.keys), out=_rows(out, block))
+            p = torch.softmax(scores, -1)
+            asked = _rows(out, block.queries)
+            p[:, asked.shape[1] :] = 0
+            probabilities.append(p)
+            asked.copy_(torch.bmm(p, _take(v, block.keys))[:, : asked.shape[1]])
         ctx.save_for_backward(q, k, v, *probabilities, *bends)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.blocks, ctx.scale, ctx.tokens = blocks, scale, key.shape[2]
         return out.transpose(0, 1).flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, *saved = ctx.saved_tensors
-        d = grad[0].unflatten(1, (len(k), -1)).transpose(0, 1).contiguous()
+        d = _with_room(grad[0].unflatten(1, (len(k), -1)).transpose(0, 1))
         dq = torch.zeros_like(q)
         dk, dv = (torch.zeros(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
         for number, block in enumerate(ctx.blocks):
-            p, dout = saved[number], _rows(d, block)
+            p, dout = saved[number], _rows(d, block.wide)
             dp = torch.bmm(dout, _take(v, block.keys).transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if len(saved) > len(ctx.blocks):
                 ds.mul_(1 - saved[len(ctx.blocks) + number] ** 2)
-            torch.bmm(ds, _take(k, block.keys), out=_rows(dq, block))
-            _give(dk, block.keys, torch.bmm(ds.transpose(1, 2), _rows(q, block)))
+            asked = _rows(dq, block.queries)
+            asked.copy_(torch.bmm(ds, _take(k, block.keys))[:, : asked.shape[1]])
+            _give(dk, block.keys, torch.bmm(ds.transpose(1, 2), _rows(q, block.wide)))
             _give(dv, block.keys, torch.bmm(p.transpose(1, 2), dout))
-        dq = dq.mul_(ctx.scale).transpose(1, 2).flatten(0, 1)[None]
-        return dq, dk.to(k.dtype)[None], dv.to(v.dtype)[None], None, None, None
+        dq = dq[:, : ctx.tokens].mul_(ctx.scale).transpose(1, 2).flatten(0, 1)[None]
+        dk, dv = (each[:, : ctx.tokens].to(k.dtype)[None] for each in (dk, dv))
+        return dq, dk, dv, None, None, None
 
 
-def _rows(heads: Tensor, block: Block) -> Tensor:
-    """A block of [key heads, T, heads a key head, dim] as [key heads, rows, dim], without a copy."""
-    rows: Tensor = heads[:, block.queries].flatten(1, 2)
-    return rows
+def _with_room(heads: Tensor) -> Tensor:
+    """A copy of [key heads, T, …] with zeros after the last token, for blocks that were rounded up."""
+    padded = heads.new_empty(len(heads), heads.shape[1] + max(QUERIES, KEYS), *heads.shape[2:])
+    padded[:, : heads.shape[1]] = heads
+    padded[:, heads.shape[1] :] = 0
+    return padded
+
+
+def _rows(heads: Tensor, queries: slice) -> Tensor:
+    """Some queries of [key heads, T, heads a key head, dim] as [key heads, rows, dim], without a copy."""
+    return heads[:, queries].flatten(1, 2)
 
 
 def _take(states: Tensor, slices: tuple[slice, ...]) -> Tensor:
@@ -187,10 +210,16 @@ def _causal_run(positions: Tensor, start: int, end: int, before: slice, window: 
     blocks = []
     for first in range(start, end, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, end)
-        keys = tuple(part for part in (before, slice(start, last)) if part.stop > part.start)
+        keys = [part for part in (before, slice(start, last)) if part.stop > part.start]
         columns = torch.cat([positions[part] for part in keys])
         distance = positions[first:last, None] - columns[None]
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         shown_to_all = 0 if window is not None else len(columns) - (last - first)
-        blocks.append(Block(slice(first, last), keys, hidden[:, shown_to_all:]))
+        size, width = up(last - first, QUERIES), up(len(columns), KEYS)
+        # What nobody asked for sees the first column, since a softmax of nothing is not a number.
+        masked = torch.ones(size, width - shown_to_all, dtype=torch.bool)
+        masked[: last - first, : len(columns) - shown_to_all] = hidden[:, shown_to_all:]
+        masked[last - first :, 0] = False
+        keys[-1] = slice(keys[-1].start, keys[-1].stop + width - len(columns))
+        blocks.append(Block(slice(first, last), slice(first, first + size), tuple(keys), masked))
     return blocks

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from trainers.rounding import TOKENS, up
 from trainers.statistics import Slopes, Statistics, join
 
 CHUNK = {"cpu": 1024, "cuda": 2048}
@@ -79,11 +81,8 @@ class ChunkedHead:
     ) -> Statistics:
         """Of ``targets`` [N], predicted from ``hidden`` [N, hidden]. No gradient."""
         parts = split(slice(0, len(targets)), self.piece)
-        peers = [None if reference is None else (reference[0], reference[1][part]) for part in parts]
-        windows = [
-            self._window(hidden[part], targets[part], collision, peer) for part, peer in zip(parts, peers, strict=True)
-        ]
-        return join([window.known for window in windows])
+        windows = [self._window(*self._filled(part, hidden, targets, reference), collision) for part in parts]
+        return join([window.known.first(part.stop - part.start) for part, window in zip(parts, windows, strict=True)])
 
     @torch.no_grad()
     def backward(
@@ -105,22 +104,30 @@ class ChunkedHead:
         """
         gradient, known = torch.empty_like(hidden), []
         for number, chunk in enumerate(chunks):
-            windows = split(chunk, self.chunk)
-            peers = [None if reference is None else (reference[0], reference[1][part]) for part in windows]
-            found = [
-                self._window(hidden[part], targets[part], collision, peer)
-                for part, peer in zip(windows, peers, strict=True)
-            ]
-            known.append(join([window.known for window in found]))
+            parts = split(chunk, self.chunk)
+            filled = [self._filled(part, hidden, targets, reference) for part in parts]
+            found = [self._window(*each, collision) for each in filled]
+            known.append(join([w.known.first(part.stop - part.start) for part, w in zip(parts, found, strict=True)]))
             slope = slopes(number, known[-1])
-            for part, peer, window in zip(windows, peers, found, strict=True):
-                if len(windows) > 1:  # the buffers hold the last window's probabilities
-                    window = self._window(hidden[part], targets[part], False, peer)
+            for part, (states, tokens, peer), window in zip(parts, filled, found, strict=True):
+                if len(parts) > 1:  # the buffers hold the last window's probabilities
+                    window = self._window(states, tokens, peer, False)
+                count = part.stop - part.start
                 own = slope.part(slice(part.start - chunk.start, part.stop - chunk.start))
-                gradient[part] = self._gradients(hidden[part], targets[part], window, own)
+                own = own.filled(len(states) - count)
+                gradient[part] = self._gradients(states, tokens, window, own)[:count]
         return join(known), gradient
 
-    def _window(self, hidden: Tensor, targets: Tensor, collision: bool, peer: "Peer | None" = None) -> "_Window":
+    def _filled(
+        self, part: slice, hidden: Tensor, targets: Tensor, reference: "Peer | None"
+    ) -> "tuple[Tensor, Tensor, Peer | None]":
+        """Some of the positions, on a CPU with a few of zeros after them that round their number up."""
+        count = part.stop - part.start
+        more = up(count, TOKENS) - count if hidden.device.type == "cpu" else 0
+        peer = None if reference is None else (reference[0], pad(reference[1][part], (0, 0, 0, more)))
+        return pad(hidden[part], (0, 0, 0, more)), pad(targets[part], (0, more)), peer
+
+    def _window(self, hidden: Tensor, targets: Tensor, peer: "Peer | None", collision: bool) -> "_Window":
         p = self.workspace.take(self.name, len(hidden), len(self.weight), self.weight)
         other = None if peer is None else peer[0].probabilities(peer[1])
         known, own = [], []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainers.examples import Row
+from trainers.rounding import up_finely
 
 Tokens = tuple[int, ...]
 
@@ -94,7 +95,7 @@ def group_rows(rows: Iterable[Row]) -> list[PromptGroup]:
 
 
 def pack(groups: Sequence[PromptGroup], device: torch.device | str = "cpu") -> Pack:
-    """The groups one after another in one row."""
+    """The groups one after another in one row; on a CPU a few tokens of no group round its length up."""
     ids: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
@@ -111,6 +112,9 @@ def pack(groups: Sequence[PromptGroup], device: torch.device | str = "cpu") -> P
             positions += range(prompt, prompt + length)
             predictors += [start + prompt - 1, *range(first, first + length)]
         spans.append(Span(start, prompt, tuple(branches)))
+    filling = up_finely(len(ids)) - len(ids) if torch.device(device).type == "cpu" else 0
+    ids += [0] * filling
+    positions += [0] * filling
     completions = [completion for group in groups for completion in group.completions]
     return Pack(
         groups=tuple(groups),

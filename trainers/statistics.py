@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,11 @@ class Statistics:
     def to(self, device: torch.device) -> "Statistics":
         values = (self.logps, self.collision, self.reference_kl)
         return Statistics(*(each if each is None else each.to(device) for each in values))  # type: ignore[arg-type]
+
+    def first(self, count: int) -> "Statistics":
+        """Of the first tokens."""
+        values = (self.logps, self.collision, self.reference_kl)
+        return Statistics(*(each if each is None else each[:count] for each in values))  # type: ignore[arg-type]
 
     def split(self, lengths: Sequence[int]) -> list["Statistics"]:
         """Of runs of tokens."""
@@ -43,6 +49,11 @@ class Slopes:
 
     def times(self, factor: float) -> "Slopes":
         return Slopes(self.logps * factor, None if self.reference_kl is None else self.reference_kl * factor)
+
+    def filled(self, count: int) -> "Slopes":
+        """With zeros for so many further tokens."""
+        kl = self.reference_kl
+        return Slopes(pad(self.logps, (0, count)), None if kl is None else pad(kl, (0, count)))
 
     @staticmethod
     def join(parts: "Sequence[Slopes]") -> "Slopes":

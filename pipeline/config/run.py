@@ -23,7 +23,7 @@ class LimitsConfig(Strict):
     """CPU threads of the trainer and of the engine. None lets torch take every core; small models are faster with 1."""
 
     budget: float | None = Field(None, ge=0.0)
-    """Money the run may spend on judges and on models that others serve, in the currency of their prices. It is reserved
+    """Money the run may spend on judges and on models that others serve, in the currency of their prices. Reserved
     before a call is sent."""
     unanswered: Fraction = 0.2
     """Share of a shard's calls to language models that may be given up. More is an outage or a wrong setting: the run
