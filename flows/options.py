@@ -11,6 +11,7 @@ import typer
 
 from flows import environment
 from pipeline.config import DataConfig, RunConfig
+from pipeline.recipe import check_endpoints
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ def take_up(config: RunConfig | DataConfig, recipe: str, name: str | None, works
     """The run to begin or go on with, by its name or its recipe's; from here on a signal ends the process in order.
 
     Raises:
-        ConfigError: the run began with other settings.
+        ConfigError: the run began with other settings, or an endpoint could not be asked.
         BusyError: somebody else is on it.
     """
     run = Run(workspace, Path(recipe).stem if name is None else name)
     run.check(config)
     with run.held():
         pass
+    if run.status()["state"] != "complete":  # what is complete asks nobody any more
+        check_endpoints(config)
     environment.leave_on_signals()
     if not quiet:
         typer.echo(f"{run.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)

@@ -17,12 +17,23 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.config import Call, DataConfig, JudgeFile, PairingConfig, RewardTrainerConfig, RunConfig, TrainerConfig
-from pipeline.errors import ConfigError
+from pipeline.calls.keys import secret
+from pipeline.config import (
+    Call,
+    DataConfig,
+    Endpoint,
+    JudgeFile,
+    PairingConfig,
+    RewardTrainerConfig,
+    RunConfig,
+    TrainerConfig,
+)
+from pipeline.errors import ConfigError, JudgeError
 from pipeline.functions import source_file
 from pipeline.validation import choices, join, show, validate
 
 Config = TypeVar("Config", bound=BaseModel)
+Part = TypeVar("Part", bound=BaseModel)
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -124,24 +135,43 @@ def check_calls(config: BaseModel) -> None:
     Raises:
         ConfigError: with the key of the call.
     """
-    for key, call in _calls(config, ""):
+    for key, call in _parts(config, Call):
         try:
             source_file(call)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
 
 
-def _calls(value: Any, key: str) -> Iterator[tuple[str, Call]]:
-    if isinstance(value, Call):
+def check_endpoints(config: RunConfig | DataConfig) -> None:
+    """Refuse an endpoint that could not be asked, before others have been paid or anything was trained.
+
+    Raises:
+        ConfigError: one needs a key and there is none, or the run has a budget and one no prices; with its place.
+    """
+    for key, endpoint in _parts(config, Endpoint):
+        if config.limits.budget is not None and endpoint.price_in is None:
+            raise ConfigError(
+                f"{key}: {endpoint.model!r} has no prices, which limits.budget {config.limits.budget:g} needs; set"
+                " price_in and price_out (0 where it costs nothing)"
+            )
+        try:
+            secret(endpoint)
+        except JudgeError as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
+def _parts(value: Any, kind: type[Part], key: str = "") -> Iterator[tuple[str, Part]]:
+    """Every ``kind`` in a config, with its place."""
+    if isinstance(value, kind):
         yield key, value
     elif isinstance(value, BaseModel):
-        yield from _calls(dict(value), key)
+        yield from _parts(dict(value), kind, key)
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _calls(part, join(key, name))
+            yield from _parts(part, kind, join(key, name))
     elif isinstance(value, tuple):
         for index, part in enumerate(value):
-            yield from _calls(part, join(key, index))
+            yield from _parts(part, kind, join(key, index))
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -20,8 +20,8 @@ from pipeline.calls import limits
 from pipeline.calls.accounts import Booking
 from pipeline.calls.batch_file import line_of, of_line, portions, read_lines
 from pipeline.calls.claims import Grant
-from pipeline.calls.connection import secret
 from pipeline.calls.estimate import price
+from pipeline.calls.keys import secret
 from pipeline.calls.ledger import Ledger
 from pipeline.calls.open_batches import BatchOutcome, OpenBatch
 from pipeline.calls.outcomes import QUOTA, Outcome, showable

@@ -7,8 +7,6 @@ their way, because what is done with a place is time the server waits.
 """
 
 import asyncio
-import ipaddress
-import os
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -19,10 +17,10 @@ import openai
 import yarl
 from multidict import CIMultiDict
 
+from pipeline.calls.keys import secret
 from pipeline.calls.limits import Lane, retry_after
 from pipeline.calls.outcomes import CROWDED
 from pipeline.config import Endpoint
-from pipeline.errors import JudgeError
 
 KEEP_ALIVE = 4.0
 """Seconds an idle connection is kept: uvicorn, and so ``vllm serve``, hangs up after 5, on what was just sent too."""
@@ -72,31 +70,6 @@ class Api(openai.AsyncOpenAI):
         request = super()._build_request(options, retries_taken=retries_taken)
         self._pattern = options
         return request
-
-
-def secret(endpoint: Endpoint) -> str:
-    """The key; empty where none is needed. A local server gets one only where the config names a variable for it:
-    OpenAI's own is not for everyone on the network."""
-    local = is_local(endpoint.base_url)
-    if local and endpoint.api_key_env == Endpoint.model_fields["api_key_env"].default:
-        return ""
-    key = os.environ.get(endpoint.api_key_env, "")
-    if not key and not local:
-        raise JudgeError(
-            f"{endpoint.base_url} needs a key and the environment variable {endpoint.api_key_env!r} is empty;"
-            " set it, or name another with api_key_env"
-        )
-    return key
-
-
-def is_local(base_url: str) -> bool:
-    """Whether the address is of this machine or a private network: no name with a dot, or a private number."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        number = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
-    return number.is_private or number.is_loopback
 
 
 class Http(httpx2.AsyncClient):

@@ -53,7 +53,8 @@ class Server(Way):
     """One endpoint of a client, with what paid calls to it need."""
 
     def __init__(self, endpoint: Endpoint, account: str, judge: str, waits: Waits) -> None:
-        from pipeline.calls.connection import connect, secret
+        from pipeline.calls.connection import connect
+        from pipeline.calls.keys import secret
 
         super().__init__(endpoint, lane(endpoint), waits)
         self.secret = secret(endpoint)

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 
 class Strict(BaseModel):
@@ -14,6 +14,8 @@ class Strict(BaseModel):
 
 CONDITION = re.compile(r"\s*(?P<metric>[\w.-]+)\s*(?P<operator>>=|<=|>|<)\s*(?P<limit>-?\d+(\.\d+)?(e-?\d+)?)\s*")
 """``metric operator number``, e.g. ``kl <= 10``."""
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.:+-]*$")]
+"""Of a model or a source, where records and links name it: a letter or a digit, then those and ``_ . : + -``."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """``auto`` keeps the checkpoint's own."""

@@ -4,13 +4,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Strict
+from pipeline.config.base import Name, Strict
 from pipeline.config.health import HealthConfig
 from pipeline.config.judge import JudgeConfig
 from pipeline.config.pairing import PairingConfig, ReplayConfig
 from pipeline.config.prompts import PromptsConfig
 from pipeline.config.run import LimitsConfig
-from pipeline.config.sampling import LocalModel, Model, ModelName, SamplingConfig
+from pipeline.config.sampling import LocalModel, Model, SamplingConfig
 
 OF_A_MODEL = ("n", "temperature", "top_p", "top_k", "max_tokens", "logprobs", "endpoints", "proposers")
 """Settings of sampling that a data run says with each model, or not at all."""
@@ -26,7 +26,7 @@ class DataConfig(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     rounds: int = Field(1, ge=1)
     """Windows of ``prompts.per_round`` prompts, one after another."""
-    models: dict[ModelName, Model] = Field(min_length=1)
+    models: dict[Name, Model] = Field(min_length=1)
     """Who answers, by name. The candidates of all of them make one group a prompt."""
     sampling: SamplingConfig = SamplingConfig()
     """How this machine's engine runs local models, one after another; what is drawn is said with each model."""

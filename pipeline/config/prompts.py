@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Call, Fraction, Strict
+from pipeline.config.base import Call, Fraction, Name, Strict
 
 
 class Columns(Strict):
@@ -67,7 +67,7 @@ class MixturePrompts(Strict):
     """Prompts from several sources, by name. Of two with the same text, the earlier member's is kept."""
 
     type: Literal["mixture"]
-    members: dict[Annotated[str, Field(min_length=1)], MixtureMember] = Field(min_length=1)
+    members: dict[Name, MixtureMember] = Field(min_length=1)
 
 
 class Decontamination(Strict):
@@ -123,6 +123,15 @@ class PromptsConfig(Strict):
             yield "prompts.source", self.source
         for index, source in enumerate(self.decontaminate.against if self.decontaminate else ()):
             yield f"prompts.decontaminate.against.{index}", source
+
+    @model_validator(mode="after")
+    def _threshold_has_an_effect(self) -> Self:
+        if self.deduplicate != "near" and "near_threshold" in self.model_fields_set:
+            raise ValueError(
+                f"near_threshold: {self.near_threshold} has no effect with deduplicate {self.deduplicate!r}; allowed:"
+                " 'near'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_leave_room(self) -> Self:

@@ -2,13 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Precision, Strict
+from pipeline.config.base import Name, Precision, Strict
 from pipeline.config.endpoint import Endpoint
-
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.:+-]*$")]
-"""Of a model in candidates, pairs and links: a letter or a digit, then those and ``_ . : + -``."""
 
 OF_THE_POLICY = (
     "max_tokens", "temperature", "top_p", "top_k", "seed", "logprobs", "min_p", "repetition_penalty",
@@ -71,7 +68,7 @@ class SamplingConfig(Strict):
     """Servers of the policy, for ``engine = "server"``: ``vllm serve`` with its development mode on, which takes new
     weights from a folder both can read (``pipeline/sampling/server.py`` has the command). Each call goes to the one
     with the most room."""
-    proposers: dict[ModelName, ServedModel] = {}
+    proposers: dict[Name, ServedModel] = {}
     """Further candidates for every prompt, by models that are not trained. Judged and paired like the policy's own;
     their text is written in the policy's tokens once."""
     n: int = Field(8, ge=2, le=1024)

@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from pipeline.calls.connection import heed, open_session, secret
+from pipeline.calls.connection import heed, open_session
+from pipeline.calls.keys import secret
 from pipeline.calls.limits import Waits, lane
 from pipeline.calls.outcomes import BROKEN_OFF, Outcome, of_status, showable
 from pipeline.calls.ways import Way

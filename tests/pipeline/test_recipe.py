@@ -1,14 +1,16 @@
 """A recipe is read once, with overrides, and a wrong one is refused with one line a reader can act on."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flows.options import RECIPES
 from pipeline.config import NllLoss, PretrainedPolicy, RegexRule, RulesJudge, ScratchPolicy
 from pipeline.errors import ConfigError
-from pipeline.recipe import check_calls, load_recipe
+from pipeline.recipe import check_calls, check_endpoints, load_recipe
 
 FOOD = """
 title = "food for ${who}"
@@ -288,3 +290,29 @@ def test_loading_a_recipe_imports_nothing_heavy(recipes: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------------------- endpoints
+LABELLED = 'judge={type="pointwise", endpoints=[{model="m", base_url="https://api.example.com/v1"}]}'
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides", "message"),
+    [
+        ("", (), "judge.endpoints.0: https://api.example.com/v1 needs a key"),
+        ("secret", ("limits.budget=1",), "judge.endpoints.0: 'm' has no prices, which limits.budget 1 needs"),
+    ],
+)
+def test_an_endpoint_that_could_not_be_asked_is_refused_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, overrides: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    config = load_recipe("food", RECIPES, [LABELLED, *overrides])
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_endpoints(config)
+
+
+def test_an_endpoint_with_a_key_and_prices_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    priced = LABELLED.replace("}]", ", price_in=1, price_out=1}]")
+    check_endpoints(load_recipe("food", RECIPES, [priced, "limits.budget=1"]))

@@ -261,7 +261,7 @@ def test_every_file_of_a_mixture_counts_and_its_order_but_not_what_only_windows_
 
 def test_what_decides_no_prompt_is_no_part_of_it(source: Source) -> None:
     before = settings_of(source(ROWS))
-    assert settings_of(source(ROWS, bad_rows=0.5, near_threshold=0.5)) == before
+    assert settings_of(source(ROWS, bad_rows=0.5)) == before
     near = settings_of(source(ROWS, deduplicate="near"))
     assert settings_of(source(ROWS, deduplicate="near", near_threshold=0.5)) != near != before
 
