@@ -6,9 +6,11 @@ are the model's own; completions are drawn by nothing but their seed, so that ev
 
 import json
 import random
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -143,7 +145,8 @@ class _Server(ThreadingHTTPServer):
         """Hang up on everyone, as a process that ends does."""
         super().server_close()
         for line in list(self.lines):
-            line.close()
+            with suppress(OSError):  # some have hung up themselves
+                line.shutdown(socket.SHUT_RDWR)  # to close it is not enough: the handler still reads from it
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -159,20 +159,20 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert second.keys() < data.texts().keys()
 
 
-def test_ctrl_c_ends_a_push_that_hangs_and_the_same_command_finishes_it(tmp_path: Path, hub: HubServer) -> None:
+def test_ctrl_c_ends_a_push_that_hangs_and_the_same_command_finishes_it(tmp_path: Path) -> None:
     workspace = make_run(tmp_path / "workspace").workspace
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     words = ["export", "demo", "--to", "hub:org/held", "--workspace", str(workspace)]
-    hub.held.clear()
-    hub.fault("PUT /lfs/", "hold")
-    with subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *words], stderr=subprocess.PIPE, cwd=ROOT,
-        env={**clean, **hub.environment, "HF_HOME": str(tmp_path / "home")},
-    ) as process:  # fmt: skip
-        assert hub.held.wait(120)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.endswith(b"interrupted; the same command goes on from here\n") and b"Traceback" not in err
-    by_process(hub, tmp_path / "home", "demo", "hub:org/held", str(workspace), "data")
-    assert sorted(hub.repo("org/held").tags) == ["round-000", "round-001"]
+    with HubServer() as hub:  # which has nothing of this run yet
+        hub.fault("PUT /lfs/", "hold")
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *words], stderr=subprocess.PIPE, cwd=ROOT,
+            env={**clean, **hub.environment, "HF_HOME": str(tmp_path / "home")},
+        ) as process:  # fmt: skip
+            assert hub.held.wait(120)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert err.endswith(b"interrupted; the same command goes on from here\n") and b"Traceback" not in err
+        by_process(hub, tmp_path / "home", "demo", "hub:org/held", str(workspace), "data")
+        assert sorted(hub.repo("org/held").tags) == ["round-000", "round-001"]
