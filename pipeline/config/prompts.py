@@ -126,7 +126,8 @@ class PromptsConfig(Strict):
 
     @model_validator(mode="after")
     def _threshold_has_an_effect(self) -> Self:
-        if self.deduplicate != "near" and "near_threshold" in self.model_fields_set:
+        unread = self.near_threshold != PromptsConfig.model_fields["near_threshold"].default
+        if self.deduplicate != "near" and unread:  # a default that was written down says nothing
             raise ValueError(
                 f"near_threshold: {self.near_threshold} has no effect with deduplicate {self.deduplicate!r}; allowed:"
                 " 'near'"
