@@ -11,6 +11,7 @@ from judges.classifier import UNLOADABLE, Classifier, one_line
 from pipeline import config as knobs
 from pipeline.classifiers import attention_of, float32_heads, longest_row
 from pipeline.errors import JudgeError
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.padding import by_length, default_budget, padded, padding_id
 from pipeline.types import Group, Judgment
 
@@ -72,10 +73,11 @@ class RewardModelJudge:
 def load_reward_model(config: knobs.RewardModelJudge, classifier: Classifier) -> PreTrainedModel:
     """The classifier in evaluation mode, checked to be a reward model. Raises JudgeError where it is none."""
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            config.path, revision=config.revision, dtype=config.dtype, output_loading_info=True,
-            attn_implementation=attention_of(classifier.config),
-        )  # fmt: skip
+        with ONE_MODEL_AT_A_TIME:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                config.path, revision=config.revision, dtype=config.dtype, output_loading_info=True,
+                attn_implementation=attention_of(classifier.config),
+            )  # fmt: skip
     except UNLOADABLE as error:
         raise JudgeError(f"reward model {config.path!r} cannot be loaded: {one_line(error)}") from error
     untrained = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config.trainer import LoraConfig
 from pipeline.errors import ConfigError
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from trainers.checkpoints import device, load_model
 from trainers.packed import PackedPolicy
 from trainers.packing import Pack
@@ -51,9 +52,10 @@ def load_base(path: Path, config: LoraConfig, dtype: torch.dtype, place: torch.d
     bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, quantization_config=bits, device_map={"": device()}
-    )
+    with ONE_MODEL_AT_A_TIME:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, quantization_config=bits, device_map={"": device()}
+        )
     return model.eval()
 
 

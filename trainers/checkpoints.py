@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import DataError
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.policy import Probe, read_policy, write_probe
 from pipeline.store import sync
 from pipeline.types import Policy
@@ -54,7 +55,8 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.devi
     """The policy's model with its weights in ``dtype``, dropout off, on ``place``, which is :func:`device` if None."""
     capped = getattr(AutoConfig.from_pretrained(path).get_text_config(), "attn_logit_softcapping", None)
     attention = "eager" if capped else None  # the fused kernels that transformers would choose leave the cap out
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    with ONE_MODEL_AT_A_TIME:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     return model.eval().to(place or device())
 
 

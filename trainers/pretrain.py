@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from pipeline.config import ScratchPolicy
 from pipeline.errors import DataError, NonFiniteError, RatchetError
 from pipeline.functions import resolve
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.policy import read_policy
 from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
@@ -97,7 +98,8 @@ def new_model(config: ScratchPolicy, tokenizer: PreTrainedTokenizerBase, seed: i
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(llama)
+        with ONE_MODEL_AT_A_TIME:
+            return LlamaForCausalLM(llama)
 
 
 def fit(

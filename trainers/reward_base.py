@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from pipeline.classifiers import attention_of, float32_heads, heads_of, reads_last_token
 from pipeline.errors import DataError
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.store import sync
 from trainers.checkpoints import device, in_precision
 from trainers.weights import DTYPES, Weights
@@ -35,10 +36,11 @@ def load_base(path: Path, seed: int, tokenizer: PreTrainedTokenizerBase, ends: I
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the head that is missing is said to be so at length
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, num_labels=1, attn_implementation=attention_of(config),
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+        with ONE_MODEL_AT_A_TIME:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, num_labels=1, attn_implementation=attention_of(config),
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise DataError(
             f"{path} cannot be made a reward model: {(str(error).strip() or repr(error)).splitlines()[0]}"

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import SamplingError
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.protocols import Decoding, SampleRequest
 from pipeline.sampling.served import Served, nothing
 from pipeline.types import Group, Policy
@@ -102,7 +103,8 @@ class TransformersEngine:
 
     def _serve(self, served: Served) -> None:
         dtype = getattr(torch, served.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(served.policy.path, dtype=dtype)
+        with ONE_MODEL_AT_A_TIME:
+            model: Any = AutoModelForCausalLM.from_pretrained(served.policy.path, dtype=dtype)
         self._model = model.to(self._device).eval()
         self._served = served
         try:
