@@ -10,13 +10,26 @@ import typer
 
 from flows import cli_data, environment
 from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
-from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json, say_estimates, take_up
+from flows.options import (
+    RECIPES,
+    Json,
+    Name,
+    Quiet,
+    Settings,
+    Workspace,
+    command,
+    in_workspace,
+    print_json,
+    say_what_next,
+    work,
+)
+from pipeline.config import RunConfig
 from pipeline.errors import RatchetError, StoreError
-from pipeline.recipe import check_calls, load_recipe, load_trainer
+from pipeline.recipe import load_recipe, load_trainer
 from pipeline.runs import Run
 
 if TYPE_CHECKING:
-    from flows.console import Console
+    from pipeline.calls.estimate import Estimate
 
 app = typer.Typer(
     help="Iterative DPO that only moves forward: sample, judge, pair, train, evaluate, gate, in rounds.",
@@ -50,27 +63,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
-    config = load_recipe(recipe, RECIPES, settings or [])
-    check_calls(config)
-    from pipeline.prompts import check_sources
-
-    check_sources(config.prompts)
-    if dry_run:
-        from flows.spending import estimating, of_whole_run
-
-        say_estimates(of_whole_run(config, estimating(workspace)), as_json)
-        return
-    made = take_up(config, recipe, name, workspace, quiet)
-    try:
-        from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
-
-        status = online_dpo(config, made.name, str(workspace), quiet)
-    except KeyboardInterrupt:
-        environment.leave(130)
-    if as_json:
-        print_json(status)
-    elif not quiet:
-        _say_what_next(made, status)
+    work(
+        load_recipe(recipe, RECIPES, settings or []), recipe, name, workspace, estimate=_cost, flow=_rounds,
+        then=_policy_and_report, dry_run=dry_run, quiet=quiet, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command(
@@ -134,7 +130,7 @@ def train(
         return
     console.terminal.print(plan_table(made) if dry_run else outcome_table(made))
     if not dry_run:
-        _say_what_next_to_train(console, made)
+        say_what_next(console, made, _after_training(made))
 
 
 @app.command(epilog="Examples:\n\n`ratchet status`\n\n`ratchet status food --json | jq .rounds[-1].evaluation`")
@@ -205,27 +201,33 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _say_what_next(made: Run, status: dict[str, Any]) -> None:
-    from rich.markup import escape
+def _cost(config: RunConfig, workspace: Path) -> "list[Estimate]":
+    from flows.spending import estimating, of_whole_run
 
-    from flows.console import Console
-
-    at = f" --workspace {made.workspace}" if made.workspace != Path("workspace").resolve() else ""
-    console = Console()
-    console.say(f"\n[bold]{status['state']}[/]: {escape(status['reason'])}")
-    console.say(escape(f"  policy   {made.directory / 'links' / 'policy'} (round {status['best_round']})"))
-    console.say(escape(f"  report   {made.directory / 'report.html'}"))
-    console.say(escape(f"  next     {command()} status {made.name}{at}"))
+    return of_whole_run(config, estimating(workspace))
 
 
-def _say_what_next_to_train(console: "Console", made: dict[str, Any]) -> None:
-    from rich.markup import escape
+def _rounds(config: RunConfig, name: str, workspace: str, quiet: bool) -> dict[str, Any]:
+    from flows.online import online_dpo  # Prefect, torch and everything else that takes seconds
 
-    console.say(f"[bold]{made['state']}[/]: {escape(made['reason'])}")
-    console.say(escape(f"  policy   {made['out'] or made['directory'] + '/policy'}"))
-    console.say(escape(f"  watch    tensorboard --logdir {made['tensorboard']}"))
+    return online_dpo(config, name, workspace, quiet)
+
+
+def _policy_and_report(made: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("policy", f"{made.directory / 'links' / 'policy'} (round {status['best_round']})"),
+        ("report", str(made.directory / "report.html")),
+        ("next", f"{command()} status {made.name}{in_workspace(made)}"),
+    ]
+
+
+def _after_training(made: dict[str, Any]) -> list[tuple[str, str]]:
     changed = "beta" if made["state"] == "complete" else "learning_rate"  # a guard fired: it went too fast
-    console.say(escape(f"  next     {_beside(sys.argv[1:], changed, made['config'][changed] / 2)}"))
+    return [
+        ("policy", made["out"] or made["directory"] + "/policy"),
+        ("watch", f"tensorboard --logdir {made['tensorboard']}"),
+        ("next", _beside(sys.argv[1:], changed, made["config"][changed] / 2)),
+    ]
 
 
 def _beside(arguments: list[str], key: str, value: float) -> str:

@@ -1,15 +1,19 @@
 """``ratchet data``, ``pair``, ``export`` and ``trace``: preference data and where it came from. Heavy imports wait."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows import environment
-from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, print_json, say_estimates, take_up
+from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, in_workspace, print_json, work
 from flows.sources import OF_RUN
-from pipeline.recipe import check_calls, load_data_recipe
+from pipeline.config import DataConfig
+from pipeline.recipe import load_data_recipe
 from pipeline.runs import Run
+
+if TYPE_CHECKING:
+    from pipeline.calls.estimate import Estimate
 
 DATA_EXAMPLES = (
     "Examples:\n\n"
@@ -49,27 +53,10 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Make preference data without training: models answer, a judge scores, pairs come out. Goes on after a kill."""
-    config = load_data_recipe(recipe, RECIPES / "data", settings or [])
-    check_calls(config)
-    from pipeline.prompts import check_sources
-
-    check_sources(config.prompts)
-    if dry_run:
-        from flows.spending import estimating, of_data
-
-        say_estimates(of_data(config, estimating(workspace)), as_json)
-        return
-    made = take_up(config, recipe, name, workspace, quiet)
-    try:
-        from flows.data import preference_data
-
-        status = preference_data(config, made.name, str(workspace), quiet)
-    except KeyboardInterrupt:
-        environment.leave(130)
-    if as_json:
-        print_json(status)
-    elif not quiet:
-        _say_what_next(made, status)
+    work(
+        load_data_recipe(recipe, RECIPES / "data", settings or []), recipe, name, workspace, estimate=_cost, flow=_made,
+        then=_export_and_train, dry_run=dry_run, quiet=quiet, as_json=as_json,
+    )  # fmt: skip
 
 
 def pair(
@@ -165,13 +152,21 @@ def _run_and_round(given: str | None) -> tuple[str | None, int | None]:
     return parts["run"], None if parts["round"] is None else int(parts["round"])
 
 
-def _say_what_next(made: Run, status: dict[str, Any]) -> None:
-    from rich.markup import escape
+def _cost(config: DataConfig, workspace: Path) -> "list[Estimate]":
+    from flows.spending import estimating, of_data
 
-    from flows.console import Console
+    return of_data(config, estimating(workspace))
 
-    at = f" --workspace {made.workspace}" if made.workspace != Path("workspace").resolve() else ""
-    console = Console()
-    console.say(f"\n[bold]{status['state']}[/]: {escape(status['reason'])}")
-    console.say(escape(f"  next     {command()} export {made.name} --to ./{made.name}{at}"))
-    console.say(escape(f"           {command()} train {made.name} --policy …{at}"))
+
+def _made(config: DataConfig, name: str, workspace: str, quiet: bool) -> dict[str, Any]:
+    from flows.data import preference_data
+
+    return preference_data(config, name, workspace, quiet)
+
+
+def _export_and_train(made: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
+    at = in_workspace(made)
+    return [
+        ("next", f"{command()} export {made.name} --to ./{made.name}{at}"),
+        ("", f"{command()} train {made.name} --policy …{at}"),
+    ]
