@@ -32,6 +32,7 @@ EXPORT_EXAMPLES = (
     "`ratchet export food --to ./food-data`\n\n"
     "`ratchet export food --to ./food-policy --what policy`\n\n"
     "`ratchet export food --to hub:my-org/food --what both --license apache-2.0`: private, a revision a round\n\n"
+    "`ratchet export food --to ./wide-pairs --set pairing.margin=0.5`: pairs made anew, as by `ratchet pair`\n\n"
     "`ratchet train ./food-data --policy org/model`"
 )
 TRACE_EXAMPLES = (
@@ -81,7 +82,8 @@ def pair(
     do, show = (
         (pairing.preview_margins, pairing.margins_table) if margins else (pairing.repair, pairing.pairs_table)
     )  # fmt: skip
-    made = do(found, Console(quiet or as_json), round=number, overrides=settings or [])
+    rounds = None if number is None else [number]
+    made = do(found, Console(quiet or as_json), rounds=rounds, overrides=settings or [])
     print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(show(made), soft_wrap=True)
 
 
@@ -96,6 +98,10 @@ def export(
     language: Annotated[list[str] | None, typer.Option(help="ISO 639 code; may be repeated.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     move_tags: Annotated[bool, typer.Option("--move-tags", help="Let a round's tag name another export.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="pairing.KEY=VALUE", help="Export the pairs that `ratchet pair` makes so."),
+    ] = None,
     workspace: Workspace = Path("workspace"),
     quiet: Quiet = False,
     as_json: Json = False,
@@ -111,7 +117,7 @@ def export(
     try:
         made = write(
             run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
-            private=not public, move_tags=move_tags, console=Console(quiet or as_json),
+            private=not public, move_tags=move_tags, overrides=settings or (), console=Console(quiet or as_json),
         )  # fmt: skip
     except KeyboardInterrupt:
         environment.leave(130)

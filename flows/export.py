@@ -6,7 +6,7 @@ elsewhere or under other terms: so the same export pushed again changes nothing,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.console import Console
+from flows.pairing import PairedAnew, repair
 from pipeline.errors import ConfigError
 from pipeline.export.cards import UNKNOWN, Terms
 from pipeline.export.dataset import KIND as DATASET
@@ -27,6 +28,8 @@ from pipeline.runs import Run
 from pipeline.store import digest
 
 What = Literal["data", "policy", "both"]
+NAMES = {DATASET: "data", MODEL: "policy"}
+"""Of the folders, where both are exported."""
 EXPORTS = "exports"
 """Folder of a workspace with what was prepared for the Hub, by run."""
 
@@ -43,6 +46,7 @@ def export(
     languages: Sequence[str] = (),
     private: bool = True,
     move_tags: bool = False,
+    overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Export a run.
@@ -57,6 +61,8 @@ def export(
         languages: ISO 639 codes for both.
         private: what a repository is made as.
         move_tags: let a round's tag on the Hub name this export where it names another.
+        overrides: ``pairing.KEY=VALUE``, to export the pairs that these settings give in the place of the run's own, as
+            :func:`flows.pairing.repair` makes them, or has made them.
 
     Returns:
         JSON-able: ``run``, ``to``, and what :func:`export_data`, :func:`export_policy` and :func:`push` say of each.
@@ -68,19 +74,21 @@ def export(
     """
     place = parse_destination(to)
     repo = place if isinstance(place, str) else ""
-    data, policy = _asked(what, rounds, round)
+    data, policy = _asked(what, rounds, round, overrides)
     request = _Request(
-        Run.existing(workspace, run), data, policy, rounds, round,
+        Run.existing(workspace, run), data, policy, rounds, round, overrides,
         Terms(licence, tuple(languages), repo), Terms(licence, tuple(languages), repo, repo if data else ""),
         console or Console(quiet=True),
     )  # fmt: skip
     if not repo and (not private or move_tags):
         raise ConfigError(f"{'--move-tags' if move_tags else '--public'} is of hub:org/name; --to {to!r} is a folder")
-    request.check()
+    if isinstance(place, Path):
+        place = place.expanduser().resolve()
+    request = request.checked(place)
     told = {"run": request.run.name, "to": to}
     if isinstance(place, str):
         return told | _to_hub(request, place, private, move_tags)
-    return told | _to_folder(request, place.expanduser().resolve(), both=data and policy)
+    return told | _to_folder(request, place)
 
 
 def exported(result: Mapping[str, Any]) -> RenderableType:
@@ -105,19 +113,40 @@ class _Request:
     policy: bool
     rounds: Sequence[int] | None
     round: int | None
+    overrides: Sequence[str]
     terms: Terms
     terms_of_policy: Terms
     console: Console
 
-    def check(self) -> None:
-        """Raises ConfigError or StoreError where there is nothing to export of what was asked for."""
-        if self.data:
-            open_rounds(self.run, self.rounds)
+    def folders(self, place: Path) -> dict[str, Path]:
+        """What goes where, by kind."""
+        both = self.data and self.policy
+        kinds = [DATASET] * self.data + [MODEL] * self.policy
+        return {kind: place / NAMES[kind] if both else place for kind in kinds}
+
+    def checked(self, place: Path | str) -> "_Request":
+        """This request, its pairs made where others than the run's are asked for.
+
+        Raises ConfigError or StoreError where there is nothing to export of what was asked for, or a folder is
+        somebody else's; before pairs are made, as far as that can be known before.
+        """
+        if isinstance(place, Path):
+            if self.data and self.policy and place.exists() and not place.is_dir():
+                raise ConfigError(f"--to {str(place)!r} is a file; allowed: a folder")
+            for kind, folder in self.folders(place).items():
+                check_destination(folder, kind, self.run.name)
         if self.policy:
             find_policy(self.run, self.round)
+        run = self.run
+        if self.overrides:
+            made = repair(run, self.console, rounds=self.rounds, overrides=self.overrides)
+            run = run if all(each["own"] for each in made["rounds"]) else PairedAnew(run, made)
+        if self.data:
+            open_rounds(run, self.rounds)
+        return replace(self, run=run)
 
 
-def _asked(what: str, rounds: Sequence[int] | None, round: int | None) -> tuple[bool, bool]:
+def _asked(what: str, rounds: Sequence[int] | None, round: int | None, overrides: Sequence[str]) -> tuple[bool, bool]:
     """Whether data, whether a policy."""
     if what not in get_args(What):
         raise ConfigError(f"--what {what!r}: allowed: {', '.join(get_args(What))}")
@@ -125,22 +154,21 @@ def _asked(what: str, rounds: Sequence[int] | None, round: int | None) -> tuple[
         raise ConfigError(f"--rounds {list(rounds)}: allowed: at least one, with data or both; a policy has --round")
     if round is not None and what == "data":
         raise ConfigError(f"--round {round} is a policy's; allowed with data: --rounds")
+    if overrides and what != "data":
+        raise ConfigError(f"--set {overrides[0]!r}: no policy was trained on pairs made anew; allowed: --what data")
     return what != "policy", what != "data"
 
 
-def _to_folder(request: _Request, place: Path, both: bool) -> dict[str, Any]:
-    data, policy = (place / "data", place / "policy") if both else (place, place)
-    if both and place.exists() and not place.is_dir():
-        raise ConfigError(f"--to {str(place)!r} is a file; allowed: a folder")
-    told: dict[str, Any] = {}
-    for kind, folder in ((DATASET, data),) * request.data + ((MODEL, policy),) * request.policy:
-        check_destination(folder, kind, request.run.name)
+def _to_folder(request: _Request, place: Path) -> dict[str, Any]:
+    folders, told = request.folders(place), dict[str, Any]()
     if request.data:
         with request.console.stage("export data") as progress:
-            told["data"] = export_data(request.run, data, request.rounds, request.terms, progress=progress)
+            told["data"] = export_data(
+                request.run, folders[DATASET], request.rounds, request.terms, progress=progress
+            )  # fmt: skip
     if request.policy:
         with request.console.stage("export policy"):
-            told["policy"] = export_policy(request.run, policy, request.round, request.terms_of_policy)
+            told["policy"] = export_policy(request.run, folders[MODEL], request.round, request.terms_of_policy)
     return told
 
 
@@ -163,7 +191,7 @@ def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> 
     told: dict[str, Any] = {}
     for at in range(first, len(numbers)):
         tag = f"round-{numbers[at]:03d}"
-        folder = _prepared(run, "data", tag, request.terms, numbers[: at + 1])
+        folder = _prepared(run, "data", tag, request.terms, [*numbers[: at + 1], *request.overrides])
         with request.console.stage(f"data {tag}") as progress:
             told = export_data(
                 run, folder, numbers[: at + 1], request.terms, keep=True, earlier=prepared[-1:], progress=progress
@@ -191,10 +219,10 @@ def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -
     return {**told, "pushed": [_summary(pushed)]}
 
 
-def _prepared(run: Run, kind: str, tag: str, terms: Terms, numbers: Sequence[int] = ()) -> Path:
+def _prepared(run: Run, kind: str, tag: str, terms: Terms, what: Sequence[Any] = ()) -> Path:
     """Where what ``tag`` will name is prepared. A card says how the run stood when it was written, and a tag holds it:
     written over for another repository, it could not be written again."""
-    return run.workspace / EXPORTS / run.name / kind / f"{tag}-{digest([asdict(terms), *numbers])[:8]}"
+    return run.workspace / EXPORTS / run.name / kind / f"{tag}-{digest([asdict(terms), *what])[:8]}"
 
 
 def _summary(pushed: Pushed) -> dict[str, Any]:

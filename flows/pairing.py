@@ -1,7 +1,8 @@
 """``ratchet pair``: the pairs of a run's rounds made anew, by other settings, from what it sampled and judged.
 
 Nothing is sampled or judged, and the run stays as it is: its own pairs, the policy it trained on them, its records. The
-new pairs are artifacts like any other, with a readable link each under the run's ``links``.
+new pairs are artifacts like any other, with a readable link each under the run's ``links``. They need no name of their
+own: the same settings lead to the same artifacts, so ``ratchet export`` takes the settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from flows.console import Console
 from flows.offline import Bench
 from flows.stages import pair_by
-from flows.summary import margin_figures
+from flows.summary import PROPOSALS, margin_figures
 from pipeline.config import PairingConfig
 from pipeline.errors import ConfigError
 from pipeline.pairing.artifact import Round, all_first_pairs, survey, workers
@@ -26,16 +27,21 @@ from pipeline.runs import Run
 from pipeline.store import Artifact
 
 Entry = Mapping[str, Any]
+BEFORE_PAIRS = ("sampled", "candidates", "judgments")
+"""Artifacts of a round that pairs are made from."""
 
 
 # ---------------------------------------------------------------------------------------------- doing it
-def repair(run: Run, console: Console, *, round: int | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Pair the finished rounds of a run, or that one, by its own settings with ``overrides`` (``pairing.KEY=VALUE``).
+def repair(
+    run: Run, console: Console, *, rounds: Sequence[int] | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Pair the finished rounds of a run, or those, by its own settings with ``overrides`` (``pairing.KEY=VALUE``).
 
     Returns:
-        JSON-serialisable: ``run``, ``pairing`` (the settings) and ``rounds``, each with its ``pairs``, the ``groups``
-        they are of, those ``paired``, those ``dropped`` by reason, the ``margin`` of the pairs, the artifact's ``key``
-        and ``path``, a readable ``link``, and whether these are the pairs the run trained on (``own``).
+        JSON-serialisable: ``run``, ``pairing`` (the settings), ``changed`` (the overrides) and ``rounds``, each with
+        its ``pairs``, the ``groups`` they are of, those ``paired``, those ``dropped`` by reason, the ``margin`` of the
+        pairs, the artifact's ``key`` and ``path``, a readable ``link``, and whether these are the pairs the run trained
+        on (``own``).
 
     Raises:
         ConfigError: a setting is wrong, or the run has no such round.
@@ -44,13 +50,13 @@ def repair(run: Run, console: Console, *, round: int | None = None, overrides: S
     status = run.status()
     config = load_pairing(status["config"], overrides)
     place = Bench(run.workspace, console)
-    rounds = []
-    for entry in _rounds(status, round):
+    made = []
+    for entry in _rounds(status, rounds):
         candidates, judgments = _stored(run, entry)
         pairs = pair_by(place, candidates, judgments, config, entry["round"], status["config"]["limits"]["threads"])
         link = f"round-{entry['round']:03d}/pairs-{pairs.key[:8]}"
         run.link(link, pairs.path)
-        rounds.append(
+        made.append(
             {
                 "round": entry["round"], "pairs": pairs.manifest["rows"], "paired": pairs.manifest["kept"],
                 "groups": pairs.manifest["kept"] + sum(pairs.manifest["dropped"].values()),
@@ -59,11 +65,12 @@ def repair(run: Run, console: Console, *, round: int | None = None, overrides: S
                 "own": pairs.key == entry["artifacts"].get("pairs"),
             }
         )  # fmt: skip
-    return {"run": run.name, "pairing": config.model_dump(mode="json", exclude={"replay"}), "rounds": rounds}
+    settings = config.model_dump(mode="json", exclude={"replay"})
+    return {"run": run.name, "pairing": settings, "changed": list(overrides), "rounds": made}
 
 
 def preview_margins(
-    run: Run, console: Console, *, round: int | None = None, overrides: Sequence[str] = ()
+    run: Run, console: Console, *, rounds: Sequence[int] | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What would each margin keep, of the pairs that the other settings give? Makes nothing.
 
@@ -77,12 +84,41 @@ def preview_margins(
     status = run.status()
     asked = load_pairing(status["config"], overrides)
     config = asked.model_copy(update={"margin": 0.0, "margin_unit": "sigma", "keep": 1.0})
-    rounds = []
-    for entry in _rounds(status, round):
+    made = []
+    for entry in _rounds(status, rounds):
         source = Round(*_stored(run, entry))
         with console.stage("margins", source.groups):
-            rounds.append({"round": entry["round"], "groups": source.groups, **_preview(source, config, status)})
-    return {"run": run.name, "rounds": rounds}
+            made.append({"round": entry["round"], "groups": source.groups, **_preview(source, config, status)})
+    return {"run": run.name, "rounds": made}
+
+
+class PairedAnew(Run):
+    """A run with the pairs that :func:`repair` made of it in the place of its own, for what reads its status: an
+    export, say. What it did with its own pairs, and what came of that, is not there: nothing was trained on these."""
+
+    def __init__(self, run: Run, made: Entry) -> None:
+        super().__init__(run.workspace, run.name)
+        self._made = made
+
+    def status(self) -> dict[str, Any]:
+        """The run's, with ``paired_anew``: the ``pairing`` settings, and those of them that were ``changed``."""
+        own = super().status()
+        anew = {each["round"]: each for each in self._made["rounds"]}
+        return {
+            **own, "best_round": -1, "policy": None, "initial": own["initial"] and {**own["initial"], "evaluation": {}},
+            "rounds": [_paired_anew(each, anew[each["round"]]) for each in own["rounds"] if each["round"] in anew],
+            "paired_anew": {name: self._made[name] for name in ("pairing", "changed")},
+        }  # fmt: skip
+
+
+def _paired_anew(entry: Entry, made: Entry) -> dict[str, Any]:
+    keys = entry["artifacts"]
+    upstream = {name: key for name, key in keys.items() if name in BEFORE_PAIRS or name.startswith(PROPOSALS)}
+    return {
+        **entry, **{name: made[name] for name in ("pairs", "paired", "groups", "dropped", "margin")},
+        "policy_out": entry["policy_in"], "training": {}, "evaluation": {}, "gate": {},
+        "artifacts": {**upstream, "pairs": made["key"]},
+    }  # fmt: skip
 
 
 def _preview(source: Round, config: PairingConfig, status: Entry) -> dict[str, Any]:
@@ -94,14 +130,14 @@ def _preview(source: Round, config: PairingConfig, status: Entry) -> dict[str, A
     return {"sigma": yardstick.sigma, "margins": preview(margins, longer, yardstick.sigma)}
 
 
-def _rounds(status: Entry, round: int | None) -> list[Entry]:
-    judged = [entry for entry in status["rounds"] if entry["artifacts"].get("judgments")]
-    found = [entry for entry in judged if round is None or entry["round"] == round]
-    if not found:
-        there = ", ".join(str(entry["round"]) for entry in judged) or "none yet"
-        wanted = "finished rounds" if round is None else f"finished round {round}"
+def _rounds(status: Entry, rounds: Sequence[int] | None) -> list[Entry]:
+    judged = {entry["round"]: entry for entry in status["rounds"] if entry["artifacts"].get("judgments")}
+    missing = [number for number in rounds or () if number not in judged]
+    if missing or not judged:
+        there = ", ".join(map(str, judged)) or "none yet"
+        wanted = f"finished round {missing[0]}" if missing else "finished rounds"
         raise ConfigError(f"run {status['name']!r} has no {wanted} to pair anew; it has {there}")
-    return found
+    return [entry for number, entry in judged.items() if rounds is None or number in rounds]
 
 
 def _stored(run: Run, entry: Entry) -> tuple[Artifact, Artifact]:

@@ -91,6 +91,7 @@ def model_card(run: Run, entries: Sequence[Entry], number: int, digest: str, cha
 def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
     status = run.status()
     config, initial = public(status["config"]), status["initial"]
+    anew = public(status.get("paired_anew") or {})
     return {
         "name": run.name, "title": config.get("title") or run.name, "description": config.get("description", ""),
         "online": "models" not in config, "repo": terms.repo, "licence": terms.licence, "entries": entries,
@@ -99,7 +100,8 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
         "evaluation": facts.evaluation(initial, entries, config), "judged_by": facts.evaluation_judge(entries),
         "evaluators": facts.judges((config.get("evaluation") or {}).get("judge") or {}),
         "gate": facts.gate(entries), "judges": facts.judges(config.get("judge") or {}), "health": facts.health(initial),
-        "sampling": facts.sampling(config), "pairing": facts.settings(config.get("pairing") or {}),
+        "sampling": facts.sampling(config), "anew": bool(anew),
+        "pairing": facts.settings((anew or config).get("pairing") or {}),
         "prompt_sources": facts.prompt_sources(config), "prompt_counts": facts.prompt_counts(run.store, initial),
         "hub_data": facts.hub_data(config), "initial": (initial or {}).get("policy_out"),
         "recipe": RECIPE, "commands": commands(run), "again": again(run), "versions": versions(run),

@@ -15,7 +15,8 @@ RECIPE = "recipe.toml"
 
 def lineage_of(run: Run, entries: Sequence[Mapping[str, Any]], made: Sequence[Round] = ()) -> dict[str, Any]:
     """Digests of policies, keys of artifacts, the gate's decisions and the versions at work."""
-    initial = run.status()["initial"] or {}
+    status = run.status()
+    initial = status["initial"] or {}
     keys = {each.number: each.keys for each in made}
     return {
         "initial_policy": initial.get("policy_out"),
@@ -27,6 +28,7 @@ def lineage_of(run: Run, entries: Sequence[Mapping[str, Any]], made: Sequence[Ro
             }
             for entry in entries
         ],
+        **({"paired_anew": status["paired_anew"]} if "paired_anew" in status else {}),
         "versions": versions(run),
     }  # fmt: skip
 
@@ -43,9 +45,14 @@ def commands(run: Run) -> list[str]:
 
 
 def again(run: Run) -> str:
-    """A command that makes the run again from its recipe."""
-    verb = "data" if "models" in run.status()["config"] else "run"
-    return shlex.join(["ratchet", verb, RECIPE, "--name", run.name])
+    """A command that makes the run again from its recipe, and one that makes its pairs anew where they were."""
+    status = run.status()
+    verb = "data" if "models" in status["config"] else "run"
+    lines = [["ratchet", verb, RECIPE, "--name", run.name]]
+    if "paired_anew" in status:
+        settings = [word for each in status["paired_anew"]["changed"] for word in ("--set", each)]
+        lines.append(["ratchet", "pair", run.name, *settings])
+    return "\n".join(map(shlex.join, lines))
 
 
 def versions(run: Run) -> dict[str, str]:

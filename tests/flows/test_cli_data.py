@@ -71,6 +71,8 @@ MISTAKES = {
     ("export", "--to", "out", "--round", "1"): "--round 1 is a policy's; allowed with data: --rounds",
     ("export", "--to", "out", "--license", "My Own"): "--license 'My Own': allowed: ",
     ("export", "--to", "out", "--language", "English"): "--language 'English': allowed: ",
+    ("export", "--to", "out", "--set", "margin=1"): "--set 'margin=1': only pairs are made anew",
+    ("export", "--to", "out", "--set", "pairing.margin=1", "--what", "both"): "no policy was trained on pairs made",
     ("export", "--to", "out", "--public"): "--public is of hub:org/name; --to 'out' is a folder",
     ("export", "--to", "out", "--move-tags"): "--move-tags is of hub:org/name; --to 'out' is a folder",
     ("trace", "nobody"): "PAIR_ID 'nobody': allowed: the first 8 or more of a pair's hexadecimal digits, or a run",
@@ -151,6 +153,13 @@ def test_a_workspace_that_takes_no_more_is_one_line(
     assert (code, out, err.count("\n")) == (StoreError.exit_code, "", 1)
     assert err == "error: [Errno 28] No space left on device: 'pairs.parquet'; what is finished is kept\n"
     assert answered(ratchet("pair", "demo:0", "--set", "pairing.margin=2", "--json"))["rounds"][0]["paired"] == 5
+
+
+def test_pairs_made_anew_are_exported_by_the_same_settings(ratchet: Call, workspace: Path, tmp_path: Path) -> None:
+    settings = ("--set", "pairing.rule=all_pairs", "--set", "pairing.margin=2")
+    (entry,) = answered(ratchet("pair", "demo:1", *settings, "--json"))["rounds"]
+    told = answered(ratchet("export", "demo", "--rounds", 1, *settings, "--to", tmp_path / "out", "--json"))
+    assert (told["data"]["rounds"], told["data"]["rows"]["default"]) == ([1], entry["pairs"])
 
 
 def test_pairs_made_anew_are_trained_on_by_their_link(ratchet: Call, finished: dict[str, Any], tmp_path: Path) -> None:

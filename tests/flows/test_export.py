@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console as Terminal
 
+from flows.console import Console
 from flows.export import export, exported
+from flows.pairing import repair
 from flows.sources import find_source
+from flows.trace import trace
 from pipeline.errors import ConfigError
+from pipeline.runs import Run
+from pipeline.tables import read_pairs
 from pipeline.types import Policy
 from tests.exported import POLICIES, Making, add_round, make_run
 from tests.hub_protocol import WRITE
@@ -92,6 +98,65 @@ def test_a_run_of_the_flow_comes_back_token_for_token(finished: dict[str, Any], 
     )
     assert back == own
     assert str(workspace) not in (tmp_path / "out" / "data" / "README.md").read_text()
+
+
+ANEW = ("pairing.rule=all_pairs", "pairing.pairs_per_prompt=4", "pairing.margin=0.0")
+
+
+def test_pairs_made_anew_are_exported_by_the_settings_that_made_them(workspace: Path, tmp_path: Path) -> None:
+    run = Run(workspace, "demo")
+    made = repair(run, Console(quiet=True), overrides=ANEW)
+    told = export("demo", str(tmp_path / "out"), workspace, overrides=ANEW)
+    assert told["data"]["rows"]["default"] == sum(entry["pairs"] for entry in made["rounds"]) > 14
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert [each["artifacts"]["pairs"] for each in lineage["rounds"]] == [each["key"] for each in made["rounds"]]
+    assert not [each for each in lineage["rounds"] if "train" in each["artifacts"]]
+    rows = pq.read_table(tmp_path / "out" / "data" / "default").to_pylist()
+    stored = [pair for each in made["rounds"] for pair in read_pairs(run.store.get("pairs", each["key"]).table())]
+    assert [row["pair_id"] for row in rows] == [pair.id for pair in stored]
+    assert trace(rows[0]["pair_id"], workspace)["pairings"][0]["made"]["key"] == made["rounds"][0]["key"]
+
+
+def test_the_card_of_pairs_made_anew_claims_no_training_on_them(workspace: Path, tmp_path: Path) -> None:
+    export("demo", str(tmp_path / "own"), workspace)
+    export("demo", str(tmp_path / "out"), workspace, overrides=ANEW)
+    own, card = ((tmp_path / name / "README.md").read_text() for name in ("own", "out"))
+    assert "What training on them did" in own and "trained on the pairs" in own
+    assert "What training on them did" not in card and "but not on these" in card
+    assert "The gate" in own and "The gate" not in card
+    assert '| `rule` | `"all_pairs"` |' in card
+    assert "ratchet pair demo --set pairing.rule=all_pairs --set pairing.pairs_per_prompt=4" in card
+    recipe = [(tmp_path / name / "recipe.toml").read_text() for name in ("own", "out")]
+    assert recipe[0] == recipe[1]  # of the run, which sampled under its own settings
+
+
+def test_a_round_alone_is_exported_with_its_pairs_made_anew(workspace: Path, tmp_path: Path) -> None:
+    told = export("demo", str(tmp_path / "out"), workspace, rounds=[1], overrides=ANEW)
+    assert told["data"]["rounds"] == [1]
+    assert not list((workspace / "runs" / "demo" / "links").glob("round-000/*"))  # the other was left alone
+
+
+def test_a_refused_export_of_pairs_made_anew_makes_none(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for to, overrides, told in [
+        ("taken", ANEW, "something else"),
+        ("out", ["rounds=2"], "only pairs are made anew; allowed: pairing.KEY=VALUE"),
+        ("out", ["pairing.rule=worst"], '"worst" is not allowed'),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            export("demo", str(tmp_path / to), workspace, overrides=overrides)
+    for what in ("policy", "both"):
+        with pytest.raises(ConfigError, match="no policy was trained on pairs made anew; allowed: --what data"):
+            export("demo", str(tmp_path / "out"), workspace, what, overrides=ANEW)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_settings_that_pair_nothing_are_refused_in_one_line(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run 'demo' has no pairs in its finished rounds"):
+        export("demo", str(tmp_path / "out"), workspace, overrides=["pairing.margin=99"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_newest_run_is_exported_where_none_is_named(workspace: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_rounds_are_paired_anew_by_other_settings_from_what_is_stored(run: Run) 
     for entry in result["rounds"]:
         assert Path(entry["link"]).resolve() == Path(entry["path"])
         assert run.store.get("pairs", entry["key"]).manifest["rows"] == 16
-    (one,) = repair(run, QUIET, round=1, overrides=["pairing.margin=0.0", "pairing.pairs_per_prompt=2"])["rounds"]
+    (one,) = repair(run, QUIET, rounds=[1], overrides=["pairing.margin=0.0", "pairing.pairs_per_prompt=2"])["rounds"]
     assert one == result["rounds"][1]
     assert len(list(run.store.root.glob("candidates/*"))) == 2  # nothing was sampled
 
@@ -102,7 +102,7 @@ def test_the_runs_own_settings_are_where_it_starts(run: Run) -> None:
 def test_a_wrong_setting_or_round_is_refused(run: Run, overrides: list[str], round: int | None, message: str) -> None:
     for work in (repair, preview_margins):
         with pytest.raises(ConfigError) as refused:
-            work(run, QUIET, round=round, overrides=overrides)
+            work(run, QUIET, rounds=None if round is None else [round], overrides=overrides)
         assert message in str(refused.value)
 
 
