@@ -75,12 +75,7 @@ def margins_of(found: Comparisons, scores: Floats) -> Floats:
 
 # ---------------------------------------------------------------------------------------------- the usual case
 def _passes(
-    columns: Columns,
-    scores: Floats,
-    standings: Standings,
-    groups: Indices,
-    config: PairingConfig,
-    yardstick: Yardstick,
+    columns: Columns, scores: Floats, standings: Standings, groups: Indices, config: PairingConfig, yardstick: Yardstick
 ) -> Bools:
     """Whether best against worst passes every filter: then there is nothing to search. They are not identical."""
     chosen, rejected = standings.chosen[groups], standings.rejected[groups]
@@ -101,12 +96,7 @@ def _passes(
 
 # ---------------------------------------------------------------------------------------------- every case
 def _search(
-    columns: Columns,
-    scores: Floats,
-    standings: Standings,
-    groups: Indices,
-    config: PairingConfig,
-    yardstick: Yardstick,
+    columns: Columns, scores: Floats, standings: Standings, groups: Indices, config: PairingConfig, yardstick: Yardstick
 ) -> tuple[tuple[Indices, Indices, Indices], np.ndarray]:
     """The comparisons of the groups, as (group, chosen, rejected), and a reason a group, "" where it has one."""
     block = rules.Block(scores[groups], standings.choosable[groups], standings.chosen[groups], columns.priority[groups])
