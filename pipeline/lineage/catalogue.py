@@ -93,6 +93,13 @@ class Catalogue:
                     return None
         return None
 
+    def wanted(self, key: str, stage: str) -> Artifact | None:
+        """As :meth:`get`; that there is none is noted."""
+        found = self.get(key, stage)
+        if found is None:
+            self.missing(f"{stage} {key}: the artifact is gone")
+        return found
+
     def upstream(self, artifact: Artifact) -> list[tuple[str, Artifact]]:
         """The artifact and all it was made from that are there, nearest first, each once, with the role it has for
         the one after it. Policies' makers are not among them, since a policy is known by its digest."""

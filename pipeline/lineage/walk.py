@@ -99,9 +99,7 @@ def lineage(workspace: Path, pair_id: str, ledger: Path) -> Lineage:
     for gap in unread:
         catalogue.missing(gap)
     pairs = [place.read() for place in found.places]
-    pair, candidates = pairs[0], catalogue.get(pairs[0].candidates_key, "candidates")
-    if candidates is None:
-        catalogue.missing(f"candidates {pair.candidates_key}: the artifact is gone")
+    pair, candidates = pairs[0], catalogue.wanted(pairs[0].candidates_key, "candidates")
     shard, group = _group(catalogue, candidates, pair.prompt)
     made = [] if candidates is None else catalogue.upstream(candidates)
     uses = tuple(_uses(catalogue, found))
@@ -184,11 +182,8 @@ def _uses(catalogue: Catalogue, found: Found) -> Iterator[Use]:
 
 def _replayed(catalogue: Catalogue, key: str | None, held: set[str], pair_id: str) -> bool:
     """Whether the replayed pairs of that key have this one among them: only looked at where they drew from ``held``."""
-    if key is None:
-        return False
-    artifact = catalogue.get(key, "replay")
+    artifact = None if key is None else catalogue.wanted(key, "replay")
     if artifact is None:
-        catalogue.missing(f"replay {key}: the artifact is gone")
         return False
     return bool(held & set(artifact.manifest["inputs"].values())) and holds(artifact, pair_id, catalogue.gaps)
 
