@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.candidates import asked_digest, shards, write_asked
+from pipeline.candidates import asked_digest, shards
 from pipeline.config import DataConfig, RunConfig
 from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec, write_json
-from pipeline.tables import candidates_table, drops_table, judgments_table, pairs_table, prompts_table
+from pipeline.tables import drops_table, judgments_table, pairs_table, prompts_table
 from pipeline.types import (
     Candidate,
     GateCheck,
@@ -33,6 +33,7 @@ from pipeline.types import (
     Prompt,
     RoundState,
 )
+from tests.stored import make, make_groups
 
 EOS = 2
 POLICIES = ["a" * 64, "b" * 64, "c" * 64, "d" * 64]
@@ -106,8 +107,10 @@ def make_run(workspace: Path, making: Making | None = None, name: str = "demo") 
     config = _config(making)
     run.directory.mkdir(parents=True, exist_ok=True)
     write_json(run.directory / "config.json", config.model_dump(mode="json"))
-    asked = _make(run, Spec("prompts", 3), [prompts_table([])], info={"rounds": 12, "held_out": 2, "bad": ["row 3"]},
-                  rows_in=4, dropped={"duplicate": 3, "bad": 1})  # fmt: skip
+    asked = make(
+        run.store, Spec("prompts", 3), [prompts_table([])], info={"rounds": 12, "held_out": 2, "bad": ["row 3"]},
+        rows_in=4, dropped={"duplicate": 3, "bad": 1},
+    )  # fmt: skip
     evaluation = {"win_rate": 0.5, "kl": 0.0, "judge": "acme/judge", "judge_labelled": False, "prompts": 2}
     run.save_initial({
         "round": -1, "policy_out": "" if making.models else POLICIES[0], "seconds": {}, "health": HEALTH,
@@ -194,14 +197,7 @@ def _candidates(run: Run, groups: list[Group], number: int, policy: str) -> Arti
     prompts = [group.prompt for group in groups]
     inputs = {"policy": policy} if policy else {}
     spec = Spec("candidates", 3, {"round": number, "prompts": asked_digest(prompts)}, inputs)
-
-    def build(draft: Draft) -> Artifact:
-        write_asked(draft, prompts)
-        for at, shard in enumerate(shards(groups)):
-            draft.commit_shard(at, candidates_table(shard))
-        return draft.finish({"policy": policy})
-
-    return run.store.make(spec, build)
+    return make_groups(run.store, spec, groups, {"policy": policy})
 
 
 def _judgments(
@@ -214,11 +210,11 @@ def _judgments(
         said = [Judgment(g.prompt.id, judge, _scores(g), ({"reply": f"{judge} likes it"},)) for g in groups]
         return [judgments_table(shard) for shard in shards(said)]
 
-    members = {name: _make(run, Spec("judgments", 2, {"of": name}, inputs), tables(name)) for name in names}
+    members = {name: make(run.store, Spec("judgments", 2, {"of": name}, inputs), tables(name)) for name in names}
     if not members:
-        return _make(run, Spec("judgments", 2, {}, inputs), tables("acme/judge")), {}
+        return make(run.store, Spec("judgments", 2, {}, inputs), tables("acme/judge")), {}
     keys = {f"member {name}": member.key for name, member in members.items()}
-    return _make(run, Spec("judgments", 1, {"type": "panel"}, inputs | keys), tables("panel")), members
+    return make(run.store, Spec("judgments", 1, {"type": "panel"}, inputs | keys), tables("panel")), members
 
 
 def _pairs(run: Run, groups: list[Group], number: int, candidates: Artifact, judgments: Artifact) -> Artifact:
@@ -255,12 +251,3 @@ def _trained(run: Run, pairs: Artifact, train: Callable[[Path, int], str], numbe
         return draft.finish({"policy": train(draft.path / "policy", number)})
 
     return run.store.make(Spec("train", 3, {"seed": number}, {"pairs": pairs.key}), build)
-
-
-def _make(run: Run, spec: Spec, tables: list[Any], **counts: Any) -> Artifact:
-    def build(draft: Draft) -> Artifact:
-        for at, table in enumerate(tables):
-            draft.commit_shard(at, table)
-        return draft.finish(**counts)
-
-    return run.store.make(spec, build)

@@ -9,24 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.judging import LEDGER, judge_identity
 from judges import Desk, make_judge
 from judges.panel import calibrate, combine
 from pipeline import config as knobs
-from pipeline.candidates import SHARD, all_groups, asked_digest, group_shards, shards, write_asked
+from pipeline.candidates import SHARD, all_groups, asked_digest, group_shards, shards
 from pipeline.config import RunConfig
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
 from pipeline.sampling.proposals import Proposer, identity
-from pipeline.store import Artifact, Draft, Spec, Store, digest
-from pipeline.tables import candidates_table, judgments_table, pairs_table, prompts_table, read_judgments
+from pipeline.store import Artifact, Spec, Store, digest
+from pipeline.tables import judgments_table, pairs_table, prompts_table, read_judgments
 from pipeline.types import Candidate, GateDecision, Group, PreferencePair, Prompt, RoundState
 from tests.api_server import ApiServer
 from tests.judges.asked import JURY, answers
 from tests.judges.replies import COMPARISON, RATING
+from tests.stored import make, make_groups
 
 RECIPE = Path(__file__).parent / "flows" / "small.toml"
 DECODING = {"max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "logprobs": True}
@@ -70,12 +70,12 @@ class Place:
     def policy(self) -> Artifact:
         """The first one, of digest ``BASE``."""
         config = {"type": "pretrained", "revision": None, "dtype": "auto"}
-        return self._make(Spec("policy", 1, config, {"weights": "0" * 64}), {"policy": BASE})
+        return make(self.store, Spec("policy", 1, config, {"weights": "0" * 64}), info={"policy": BASE})
 
     def prompts(self, count: int = 4) -> Artifact:
         config = {"source": {"type": "file", "path": "questions.jsonl"}, "max_tokens": 30}
         table = prompts_table(prompts(count))
-        return self._make(Spec("prompts", 3, config, {"policy": self.policy().key}), shards=[table, table.slice(0, 0)])
+        return make(self.store, Spec("prompts", 3, config, {"policy": self.policy().key}), [table, table.slice(0, 0)])
 
     def candidates(
         self, round: int = 0, policy: str | None = BASE, count: int = 4, n: int = 4, proposers: Sequence[str] = ()
@@ -88,21 +88,14 @@ class Place:
             {} if policy is None else {"policy": policy},
         )  # fmt: skip
         groups = [Group(prompt, _candidates(prompt, round, policy, n, proposers)) for prompt in asked]
-
-        def build(draft: Draft) -> Artifact:
-            write_asked(draft, asked)
-            for number, shard in enumerate(shards(groups)):
-                draft.commit_shard(number, candidates_table(shard))
-            return draft.finish({"policy": policy})
-
-        return self.store.make(spec, build)
+        return make_groups(self.store, spec, groups, {"policy": policy})
 
     def judgments(self, candidates: Artifact, config: knobs.SingleJudge = RULES, name: str = "rules") -> Artifact:
         """By the real judge, shard by shard; a language model's calls go through the workspace's ledger."""
         judge = make_judge(config, name, Desk(str(self.workspace / LEDGER), "demo"))
         tables = [judgments_table(judge.judge(shard)) for shard in group_shards(candidates)]
         judge.close()
-        return self._make(Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key}), shards=tables)
+        return make(self.store, Spec("judgments", 2, judge_identity(config), {"candidates": candidates.key}), tables)
 
     def panel(self, candidates: Artifact, config: knobs.PanelJudge) -> Artifact:
         made = {
@@ -115,7 +108,7 @@ class Place:
             "judgments", 2, config.model_dump(mode="json", exclude={"members"}),
             {f"member {name}": each.key for name, each in made.items()} | {"candidates": candidates.key},
         )  # fmt: skip
-        return self._make(spec, shards=[judgments_table(shard) for shard in shards(judged)])
+        return make(self.store, spec, [judgments_table(shard) for shard in shards(judged)])
 
     def pairs(self, candidates: Artifact, judgments: Artifact, round: int = 0, **settings: Any) -> Artifact:
         """Best against worst; ``take_off`` is taken off the chosen score, as a penalty would be."""
@@ -129,14 +122,14 @@ class Place:
         ]
         config = {"rule": "best_worst", "margin": 0.0, "round": round, **settings}
         spec = Spec("pairs", 3, config, {"candidates": candidates.key, "judgments": judgments.key})
-        return self._make(spec, shards=[pairs_table(made)])
+        return make(self.store, spec, [pairs_table(made)])
 
     def replay(self, pairs: Artifact, earlier: Artifact, drawn: str) -> Artifact:
         """Fresh pairs, and one earlier pair again."""
         table = earlier.table()
         again = table.filter(pc.equal(table["pair_id"], drawn))
         spec = Spec("replay", 1, {"share": 0.2}, {"pairs": pairs.key, "earlier 0": earlier.key})
-        return self._make(spec, shards=[*pairs.tables(), again])
+        return make(self.store, spec, [*pairs.tables(), again])
 
     def proposals(self, name: str, server: ApiServer, count: int = 4, n: int = 2) -> Artifact:
         """By the real proposer, through the workspace's ledger."""
@@ -146,32 +139,20 @@ class Place:
         proposer = Proposer(name, model, Desk(str(self.workspace / LEDGER), "demo"), 7, 0, 1.0)
         made = proposer.propose(prompts(count))
         proposer.close()
-
-        def build(draft: Draft) -> Artifact:
-            write_asked(draft, prompts(count))
-            draft.commit_shard(0, candidates_table(made.groups))
-            return draft.finish({"model": name})
-
-        return self.store.make(Spec("proposals", 1, config), build)
+        return make_groups(self.store, Spec("proposals", 1, config), made.groups, {"model": name})
 
     def together(self, sources: Mapping[str, Artifact]) -> Artifact:
         """One group a prompt of several models' candidates."""
         spec = Spec("candidates", 4, {}, {f"candidates {name}".rstrip(): each.key for name, each in sources.items()})
         parts = list(zip(*(all_groups(each) for each in sources.values()), strict=True))
         groups = [Group(each[0].prompt, _one_after_another(list(sources), each)) for each in parts]
-
-        def build(draft: Draft) -> Artifact:
-            write_asked(draft, [group.prompt for group in groups])
-            draft.commit_shard(0, candidates_table(groups))
-            return draft.finish()
-
-        return self.store.make(spec, build)
+        return make_groups(self.store, spec, groups)
 
     def train(self, pairs: Artifact, start: str, end: str) -> dict[str, Artifact]:
-        reference = self._make(Spec("reference", 3, {"dtype": "auto"}, {"pairs": pairs.key, "policy": start}))
+        reference = make(self.store, Spec("reference", 3, {"dtype": "auto"}, {"pairs": pairs.key, "policy": start}))
         inputs = {"pairs": pairs.key, "policy": start, "model": "0" * 64, "reference": reference.key}
         settings = knobs.TrainerConfig(beta=0.25).model_dump(mode="json")
-        trained = self._make(Spec("train", 3, settings | {"seed": 7}, inputs), {"policy": end})
+        trained = make(self.store, Spec("train", 3, settings | {"seed": 7}, inputs), info={"policy": end})
         return {"reference": reference, "train": trained}
 
     def round(self, number: int, start: str, end: str | None = None, **more: Any) -> dict[str, Artifact]:
@@ -192,14 +173,6 @@ class Place:
         for number, made in enumerate(rounds):
             run.save_round(_state(number, made))
         return run
-
-    def _make(self, spec: Spec, info: Mapping[str, Any] | None = None, shards: Sequence[pa.Table] = ()) -> Artifact:
-        def build(draft: Draft) -> Artifact:
-            for number, table in enumerate(shards):
-                draft.commit_shard(number, table)
-            return draft.finish(info)
-
-        return self.store.make(spec, build)
 
 
 def settings_of_run() -> RunConfig:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from pipeline.calls.batch_file import MOST_LINES, of_line, portions
 from pipeline.calls.client import Client, run
 from pipeline.calls.ledger import opened
 from pipeline.calls.limits import Waits
-from pipeline.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.request import Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 from tests.api_server import ApiServer
+
+from .conftest import Connect
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02, gather=0.05, poll=0.02)
@@ -29,22 +31,12 @@ Make = Callable[..., Client]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
-    return str(tmp_path / "ledger.sqlite")
-
-
-@pytest.fixture
-def client(file: str) -> Iterator[Make]:
-    made: list[Client] = []
-
+def client(connect: Connect) -> Make:
     def make(server: ApiServer, budget: float | None = None, **more: Any) -> Client:
         endpoint = Endpoint(**{"model": "m", "base_url": server.base_url, "batch": True, "timeout": 5.0} | more)
-        made.append(Client(endpoint, Desk(file, "run", budget), "judge", QUICK))
-        return made[-1]
+        return connect(endpoint, QUICK, budget)
 
-    yield make
-    for each in made:
-        run(each.close())
+    return make
 
 
 def requests(server: ApiServer, count: int) -> list[Request]:

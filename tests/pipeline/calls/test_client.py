@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,34 +18,27 @@ from pipeline.calls.client import Client, run
 from pipeline.calls.estimate import size
 from pipeline.calls.ledger import opened
 from pipeline.calls.limits import Bucket, Waits
-from pipeline.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.request import Failure, Reply, Request
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 from tests.api_server import ApiServer, completion
+
+from .conftest import Connect
 
 QUICK = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02)
 Make = Callable[..., Client]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
-    return str(tmp_path / "ledger.sqlite")
-
-
-@pytest.fixture
-def client(file: str) -> Iterator[Make]:
-    """Clients of a server on one ledger; closed at the end."""
-    made: list[Client] = []
+def client(connect: Connect) -> Make:
+    """Clients of a server on one ledger."""
 
     def make(server: ApiServer | str, budget: float | None = None, waits: Waits = QUICK, **more: Any) -> Client:
         address = server if isinstance(server, str) else server.base_url
         endpoint = Endpoint(**{"model": "m", "base_url": address, "timeout": 10.0} | more)
-        made.append(Client(endpoint, Desk(file, "run", budget), "judge", waits))
-        return made[-1]
+        return connect(endpoint, waits, budget)
 
-    yield make
-    for each in made:
-        run(each.close())
+    return make
 
 
 def asked(server: ApiServer, text: str = "hello there", sample: int = 0, **body: Any) -> Request:

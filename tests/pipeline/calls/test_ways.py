@@ -3,19 +3,20 @@
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pipeline.calls.client import Client, run
 from pipeline.calls.limits import Lane, Waits
-from pipeline.calls.request import Desk, Failure, Reply, Request
+from pipeline.calls.request import Failure, Reply, Request
 from pipeline.calls.ways import Way, roomiest
 from pipeline.config import Endpoint
 from pipeline.errors import JudgeError
 from tests.api_server import ApiServer
+
+from .conftest import Connect
 
 QUICK = Waits(back_off=0.001, longest_back_off=0.01, look_again=0.02)
 Make = Callable[..., Client]
@@ -76,20 +77,15 @@ def test_a_server_that_asks_for_a_pause_gets_it_and_where_all_do_the_first_to_be
 
 # --------------------------------------------------------------------------------------------------- calling
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[Make]:
-    made: list[Client] = []
-
+def client(connect: Connect) -> Make:
     def make(*addresses: str, budget: float | None = None, **more: Any) -> Client:
         first, *others = [
             Endpoint(**{"model": f"m{number}", "base_url": address, "timeout": 10.0, "concurrency": 2} | more)
             for number, address in enumerate(addresses)
         ]
-        made.append(Client(first, Desk(str(tmp_path / "ledger.sqlite"), "run", budget), "proposer", QUICK, others))
-        return made[-1]
+        return connect(first, QUICK, budget, "proposer", others)
 
-    yield make
-    for each in made:
-        run(each.close())
+    return make
 
 
 def nowhere() -> str:
