@@ -1,5 +1,6 @@
 """What a run shows in the terminal: a live bar a stage, a table a round, and at the end where to look next."""
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,11 @@ class Console:
 
     def __init__(self, quiet: bool = False, to_stdout: bool = False) -> None:
         self.terminal = Terminal(stderr=not to_stdout, quiet=quiet, highlight=False)
-        self._outer: Progress | None = None
+        self._thread = threading.local()
+        """``outer``: the stage that this thread is in."""
+        self._bars: Bars | None = None
+        """Those of all stages that are under way: a terminal takes one display at a time."""
+        self._drawing = threading.Lock()
 
     def say(self, text: str) -> None:
         self.terminal.print(text, soft_wrap=True)  # a path broken in two is no path
@@ -33,34 +38,53 @@ class Console:
     def stage(self, name: str, total: int | None = None) -> Iterator[Progress]:
         """A bar while the stage works, then one line with its last note and its seconds.
 
-        A stage within a stage shows in the outer one's bar and leaves no line of its own.
+        A stage within a stage shows in the outer one's bar and leaves no line of its own. Stages of several threads
+        have their bars one under another.
         """
-        if self._outer is not None:
-            self._outer(0, 0, name)
-            yield partial(self._within, self._outer, name)
+        outer: Progress | None = getattr(self._thread, "outer", None)
+        if outer is not None:
+            outer(0, 0, name)
+            yield partial(self._within, outer, name)
             return
         started = time.monotonic()
+        shown: dict[str, Any] = {"total": total, "note": ""}
+        with self._bar(name, total) as show:
+
+            def progress(done: int, total: int, note: str) -> None:
+                shown.update(total=total, note=note)
+                show(done, total, note)
+
+            self._thread.outer = progress
+            try:
+                yield progress
+            finally:
+                self._thread.outer = None
+        count = f"{shown['total']:,}" if shown["total"] else ""
+        seconds = time.monotonic() - started
+        self.say(f"  [green]✓[/] {name:<12} {seconds:6.1f} s {count:>8}  {shown['note']}".rstrip())
+
+    @contextmanager
+    def _bar(self, name: str, total: int | None) -> Iterator[Progress]:
+        with self._drawing:
+            bars = self._bars = self._bars or self._display()
+            task = bars.add_task(name, total=total, note="")
+        try:
+            yield lambda done, total, note: bars.update(task, completed=done, total=total, note=note)
+        finally:
+            with self._drawing:
+                bars.remove_task(task)
+                if not bars.tasks:
+                    bars.stop()
+                    self._bars = None
+
+    def _display(self) -> Bars:
         bars = Bars(
             SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(32), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=self.terminal, transient=True,
             disable=not self.terminal.is_terminal,  # a log file gets a line a stage, and no redrawn bars
         )  # fmt: skip
-        task = bars.add_task(name, total=total, note="")
-        shown: dict[str, Any] = {"total": total, "note": ""}
-
-        def progress(done: int, total: int, note: str) -> None:
-            shown.update(total=total, note=note)
-            bars.update(task, completed=done, total=total, note=note)
-
-        self._outer = progress
-        try:
-            with bars:
-                yield progress
-        finally:
-            self._outer = None
-        count = f"{shown['total']:,}" if shown["total"] else ""
-        seconds = time.monotonic() - started
-        self.say(f"  [green]✓[/] {name:<12} {seconds:6.1f} s {count:>8}  {shown['note']}".rstrip())
+        bars.start()
+        return bars
 
     @staticmethod
     def _within(outer: Progress, name: str, done: int, total: int, note: str) -> None:
@@ -150,6 +174,7 @@ def _policy_rows(state: Mapping[str, Any], markup: bool) -> list[tuple[str, str]
         ("win rate", f"{interval(figures, 'win_rate')} against the round's start, "
                      f"{interval(figures, 'win_rate_vs_initial')} against the initial policy"),
         ("score", _scores(figures)),
+        *_held_out(state["training"]),
         *_early_end(state["training"]),
         ("KL", f"{figures['kl']:.2f} nats to the initial policy; length × {figures['length_ratio']:.2f}"),
         *probe_rows(figures),
@@ -169,6 +194,15 @@ def margin_rows(margin: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def _early_end(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("training", f"ended at step {training['step']}: {training['stopped']}")] if "stopped" in training else []
+
+
+def _held_out(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the last step left of the pairs that were not trained on."""
+    if not training.get("held_out"):
+        return []
+    figures = (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("margin", "rewards/margins"))
+    known = [f"{label} {training[f'eval/{name}']:.3f}" for label, name in figures if f"eval/{name}" in training]
+    return [("held out", f"{training['held_out']} pairs: {', '.join(known)}")]
 
 
 def _scores(figures: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Preference data without training: several models answer the same prompts, a judge scores, pairs come out.
 
-    prompts, then each round:  ask each model → put together → judge → pair
+    prompts, then each round:  ask the models → put together → judge → pair
 
+Models that others serve are asked side by side, this machine's one after another.
 The run's folder is that of any run, so ``ratchet status``, ``pair``, ``trace``, ``annotate``, ``export`` and ``train``
 read it. Its records are text: each local model reads a prompt by its own chat template, and of what it says the words
 alone are kept.
@@ -10,6 +11,7 @@ alone are kept.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from flows.judging import judge
 from flows.proposals import Source, longest_of, merge, propose
 from flows.publish import publish
 from flows.session import DataSession
+from flows.side_by_side import side_by_side
 from flows.stages import pair, sample
 from flows.start import make_prompts, policy_of, pretrained_policy, read_rounds
 from flows.summary import PROPOSALS, artifact_keys, stage_seconds, summarise
 from flows.tasks import stage
 from pipeline.config import DataConfig, LocalModel, Model, PretrainedPolicy, ServedModel
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SamplingError
 from pipeline.prompts import check_sources, round_slice
 from pipeline.prompts.rendering import encode
 from pipeline.protocols import Decoding
@@ -94,8 +97,10 @@ def data_round(
     """
     config = session.config
     asked = round_slice(read_rounds(prompts), number, config.prompts.per_round, config.seed, config.prompts.weights)
-    sources = [stage(session, f"ask {name}", answers, name, model, asked, number)
-               for name, model in config.models.items()]  # fmt: skip
+    asking = {name: partial(stage, session, f"ask {name}", answers, name, model, asked, number)
+              for name, model in config.models.items()}  # fmt: skip
+    own = [name for name, model in config.models.items() if isinstance(model, LocalModel)]
+    sources = list(side_by_side(asking, session.console, here=own).values())
     made = {f"{PROPOSALS}{source.name}": source.artifact for source in sources}
     made["candidates"] = stage(session, "candidates", together, asked, sources)
     session.run.link(f"round-{number:03d}/candidates", made["candidates"].path)  # for people, who judge while it waits
@@ -142,7 +147,12 @@ def sampled(session: DataSession, name: str, model: LocalModel, prompts: Sequenc
     policy = taken_in(session, name, model)
     readable, absent = _rendered(session, model, policy, prompts)
     decoding = Decoding(model.max_tokens, model.temperature, model.top_p, logprobs=False)
-    made = sample(session, policy, readable, round=round, n=model.n, decoding=decoding, label=f"ask {name}", model=name)
+    try:
+        made = sample(
+            session, policy, readable, round=round, n=model.n, decoding=decoding, label=f"ask {name}", model=name
+        )
+    except SamplingError as error:
+        raise SamplingError(f"model {name!r}: {error}") from error
 
     def words(prompt: Prompt, candidate: Candidate) -> Candidate:
         return replace(candidate, token_ids=(), model=name)

@@ -6,11 +6,13 @@ for nothing; the panel's scores are then arithmetic on what the members said.
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
 from flows.ahead import ahead
 from flows.session import Workshop
+from flows.side_by_side import side_by_side
 from judges import Desk, make_judge
 from judges.panel import calibrate, combine
 from pipeline.candidates import all_groups, group_shards, groups_in
@@ -35,6 +37,8 @@ from pipeline.types import Group, Judgment
 
 LEDGER = "ledger.sqlite"
 """In the workspace: all its runs share what was ever answered."""
+ASKS_OTHERS = (PointwiseJudge, PairwiseJudge)
+"""Judges whose work is waiting for answers."""
 AT_ONCE = 2
 """Shards that a judge on the network works on: the second fills the server while the first waits for its last calls."""
 BATCHES_AT_ONCE = 64
@@ -76,10 +80,13 @@ def judge(
 
 
 def _members(session: Workshop, candidates: Artifact, config: PanelJudge, label: str) -> dict[str, Artifact]:
-    return {
-        name: _judge_alone(session, candidates, member.judge, f"{label}: {name}")
+    """What each member says: those that ask others side by side, the rest, which share this machine, in turn."""
+    asking = {
+        name: partial(_judge_alone, session, candidates, member.judge, f"{label}: {name}")
         for name, member in config.members.items()
     }
+    here = [name for name, member in config.members.items() if not isinstance(member.judge, ASKS_OTHERS)]
+    return side_by_side(asking, session.console, here)
 
 
 def _judge_alone(session: Workshop, candidates: Artifact, config: SingleJudge, label: str) -> Artifact:
@@ -87,7 +94,7 @@ def _judge_alone(session: Workshop, candidates: Artifact, config: SingleJudge, l
 
     def build(draft: Draft) -> Artifact:
         count = groups_in(candidates)
-        if not isinstance(config, RulesJudge):  # a reward model wants the device, and a user's function may
+        if not isinstance(config, (RulesJudge, *ASKS_OTHERS)):  # a reward model wants it, and a user's function may
             session.free_device(label)
         with (
             session.console.stage(label, count) as progress,
@@ -135,7 +142,7 @@ class Insistent:
 def open_judge(config: JudgeConfig, name: str, paid_from: Desk | None, unanswered: float) -> Judge:
     """The judge, insistent where it asks others. Raises what :func:`judges.make_judge` raises."""
     made = make_judge(config, name, paid_from)
-    return Insistent(made, unanswered) if isinstance(config, PointwiseJudge | PairwiseJudge) else made
+    return Insistent(made, unanswered) if isinstance(config, ASKS_OTHERS) else made
 
 
 def compares(config: JudgeConfig) -> bool:
@@ -146,7 +153,7 @@ def compares(config: JudgeConfig) -> bool:
 
 
 def _at_once(config: SingleJudge) -> int:
-    if not isinstance(config, PointwiseJudge | PairwiseJudge):
+    if not isinstance(config, ASKS_OTHERS):
         return 1
     return BATCHES_AT_ONCE if any(endpoint.batch for endpoint in config.endpoints) else AT_ONCE
 

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from flows.ahead import ahead
 from flows.judging import AT_ONCE, BATCHES_AT_ONCE, desk
 from flows.session import Session, Workshop
+from flows.side_by_side import side_by_side
 from flows.summary import PROPOSALS
 from pipeline.candidates import SHARD, asked_digest, group_shards, shards, write_asked
 from pipeline.config import ServedModel
@@ -197,12 +199,14 @@ class _Stream:
 def propose_round(
     session: Session, policy: Policy, sampled: Artifact, prompts: Sequence[Prompt], round: int
 ) -> dict[str, Artifact]:
-    """The policy's candidates and behind them the proposers', by stage; ``candidates`` are both together.
+    """The policy's candidates and behind them the proposers', by stage; ``candidates`` are both together. The proposers
+    are asked side by side.
 
     What others wrote is given the policy's token ids here, and nowhere again.
     """
     proposers = session.config.sampling.proposers
-    made = {f"{PROPOSALS}{name}": propose(session, name, model, prompts, round) for name, model in proposers.items()}
+    asking = {name: partial(propose, session, name, model, prompts, round) for name, model in proposers.items()}
+    made = {f"{PROPOSALS}{name}": made for name, made in side_by_side(asking, session.console).items()}
     fit = _in_ids_of(session, policy)
     sources = [Source("", sampled, lambda prompt, candidate: candidate)]
     sources += [Source(name, made[f"{PROPOSALS}{name}"], fit) for name in proposers]

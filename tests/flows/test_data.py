@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,22 @@ import pytest
 
 from flows import recipes
 from flows.console import Console, round_rows
-from flows.proposals import propose
-from flows.session import DataSession
+from flows.proposals import propose, propose_round
+from flows.session import DataSession, Session
 from flows.spending import of_data, of_proposers
 from judges import Desk
 from pipeline.calls.client import AHEAD
 from pipeline.calls.limits import Waits
-from pipeline.candidates import all_groups, asked
+from pipeline.candidates import all_groups, asked, write_asked
 from pipeline.config import DataConfig, ServedModel
 from pipeline.errors import ConfigError, SamplingError
 from pipeline.prompts import load_prompts
 from pipeline.protocols import Sampler
 from pipeline.recipe import load_data_recipe, load_recipe
 from pipeline.runs import Run
-from pipeline.store import Artifact
-from pipeline.tables import read_pairs
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.tables import candidates_table, read_pairs
+from pipeline.types import Candidate, Group, Policy, Prompt
 from tests.api_server import ApiServer
 from tests.judges.asked import answers as rated
 from tests.judges.replies import RATING
@@ -276,6 +277,38 @@ def test_too_many_calls_given_up_stop_the_run_and_it_goes_on_where_it_was(make: 
     assert status["rounds"][0]["pairs"] == QUESTIONS
 
 
+def test_models_are_asked_side_by_side_and_come_out_in_the_recipes_order(make: Make, tmp_path: Path) -> None:
+    with ApiServer(wordy) as one, ApiServer(terse) as other:
+        one.gate = other.gate = lambda: bool(one.calls and other.calls)  # in turn, neither would ever be answered
+        status = make(settings(tmp_path, {"wordy": served_by(one), "terse": served_by(other)}), tmp_path)
+    for group in all_groups(artifact(status, "candidates")):
+        assert [each.model for each in group.candidates] == ["wordy"] * 2 + ["terse"] * 2
+
+
+def test_a_model_that_refuses_costs_the_others_nothing(make: Make, tmp_path: Path) -> None:
+    with ApiServer(terse) as refusing, ApiServer(wordy) as slow:
+        refusing.script.extend(["unauthorised"] * 4 * QUESTIONS)
+        slow.gate = lambda: bool(refusing.calls)
+        config = settings(tmp_path, {"wordy": served_by(slow), "terse": served_by(refusing)})
+        with pytest.raises(SamplingError, match="model 'terse': m at .*Incorrect API key"):
+            make(config, tmp_path)
+        assert len(slow.answered) == 2 * QUESTIONS
+        refusing.script.clear()
+        status = make(config, tmp_path)
+        assert len(slow.calls) == 2 * QUESTIONS
+    assert status["rounds"][0]["pairs"] == QUESTIONS
+
+
+def test_of_several_that_fail_the_first_in_the_recipe_is_raised(make: Make, tmp_path: Path) -> None:
+    with ApiServer(wordy) as one, ApiServer(terse) as other:
+        for each in (one, other):
+            each.script.extend(["unauthorised"] * 4 * QUESTIONS)
+        one.gate = lambda: bool(other.answered or other.calls)
+        with pytest.raises(SamplingError, match="model 'wordy'") as raised:
+            make(settings(tmp_path, {"wordy": served_by(one), "terse": served_by(other)}), tmp_path)
+    assert ["model 'terse'" in note for note in raised.value.__notes__] == [True]
+
+
 KILLED = """
 import json, sys
 from flows.data import preference_data
@@ -405,6 +438,31 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, more: dict[str, Any], sai
 
 
 # --------------------------------------------------------------------------------------------------- in rounds
+def test_proposers_of_a_round_are_asked_side_by_side(tmp_path: Path) -> None:
+    policy = Policy("0" * 64, chat_policy(tmp_path / "policy"))
+    with ApiServer(lambda body: "Yes.") as one, ApiServer(lambda body: "No.") as other:
+        one.gate = other.gate = lambda: bool(one.calls and other.calls)
+        models = {"wordy": ServedModel(**served_by(one)), "terse": ServedModel(**served_by(other, n=1))}
+        config = load_recipe(str(RECIPE), RECIPE.parent, [])
+        config = config.model_copy(
+            update={"sampling": config.sampling.model_copy(update={"proposers": models, "max_model_len": None})}
+        )
+        session = Session(config, Run(tmp_path, "proposed"), Console(quiet=True))
+        prompts = [Prompt(f"q{number}", f"question {number}", (1, 2)) for number in range(4)]
+        own = session.store.make(Spec("candidates", 1), lambda draft: _sampled(draft, prompts))
+        made = propose_round(session, policy, own, prompts, 0)
+    assert list(made) == ["sampled", "proposals-wordy", "proposals-terse", "candidates"]
+    for group in all_groups(made["candidates"]):
+        assert [each.model for each in group.candidates] == ["", "wordy", "wordy", "terse"]
+
+
+def _sampled(draft: Draft, prompts: Sequence[Prompt]) -> Artifact:
+    groups = [Group(prompt, (Candidate(0, (5, 2), "own", "stop", 1),)) for prompt in prompts]
+    write_asked(draft, prompts)
+    draft.commit_shard(0, candidates_table(groups))
+    return draft.finish({"policy": "0" * 64})
+
+
 def test_proposers_candidates_come_after_the_policys_in_the_policys_ids(run_small: RunSmall, finished: Any) -> None:
     replies = [" pizza", " pizza" * 40, " PIZZA €"]
 

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 
 from flows.annotation import candidates_of, preferences
+from flows.console import Console
+from flows.judging import judge as judge_stage
 from flows.judging import judge_identity
+from flows.session import Session
 from judges.annotation.sources import tasks_from_groups
 from judges.annotation.store import Vote, VoteStore
 from judges.annotation.tasks import compare
 from pipeline.calls.ledger import opened
+from pipeline.candidates import write_asked
 from pipeline.errors import ConfigError, DataError, JudgeError, StoreError, UnfitJudgeError
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
-from pipeline.tables import read_judgments
+from pipeline.store import Artifact, Draft, Spec
+from pipeline.tables import candidates_table, read_judgments
+from pipeline.types import Candidate, Group, Prompt
 from tests.api_server import ApiServer
 from tests.judges.asked import answers
 from tests.judges.replies import RATING
@@ -124,6 +130,31 @@ def test_a_panel_is_arithmetic_on_its_members_judgments_with_scales_of_the_first
 
 
 # ---------------------------------------------------------------------------------------------- people
+def test_members_that_ask_others_are_asked_side_by_side(tmp_path: Path) -> None:
+    def answering(text: str) -> str:
+        return str(1 + len(text) % 5)
+
+    with ApiServer(answers(RATING, answering)) as one, ApiServer(answers(RATING, answering)) as other:
+        one.gate = other.gate = lambda: bool(one.calls and other.calls)  # in turn, neither would ever be answered
+        members = {name: {"judge": llm(each)} for name, each in (("one", one), ("other", other))} | {
+            "rules": {"judge": RULES}
+        }
+        config = load_recipe(str(RECIPE), RECIPE.parent, [judge(type="panel", members=members)])
+        session = Session(config, Run(tmp_path, "panel"), Console(quiet=True))
+        prompts = [Prompt(f"p{number}", f"question {number}", (1,)) for number in range(3)]
+        groups = [Group(each, tuple(Candidate(i, (5,), "x" * i, "stop", i) for i in range(2))) for each in prompts]
+
+        def sampled(draft: Draft) -> Artifact:
+            write_asked(draft, prompts)
+            draft.commit_shard(0, candidates_table(groups))
+            return draft.finish()
+
+        made = judge_stage(session, session.store.make(Spec("candidates", 1), sampled), config.judge, "judge")
+    named = [name.removeprefix("member ") for name in made.manifest["inputs"] if name.startswith("member ")]
+    assert named == ["one", "other", "rules"]
+    assert made.manifest["rows"] == 3
+
+
 def test_a_run_waits_for_people_and_goes_on_when_they_have_voted(run_small: RunSmall, tmp_path: Path) -> None:
     votes = tmp_path / "votes.jsonl"
     config = (*ONE, judge(type="human", votes=str(votes)), f"evaluation.judge={_toml(RULES)}", "limits.retries=0")
