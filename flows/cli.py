@@ -186,7 +186,7 @@ def doctor(workspace: Workspace = Path("workspace"), as_json: Json = False) -> N
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake, or a disk that takes no more, is one line and an exit code; only bugs have
+    """All commands: a user's mistake, or a disk that takes no more, is one line and an exit code; only bugs have
     tracebacks."""
     try:
         app(standalone_mode=True)
@@ -236,7 +236,3 @@ def _beside(arguments: list[str], key: str, value: float) -> str:
     own += [i + 1 for i in own if "=" not in arguments[i]]
     kept = [each for i, each in enumerate(arguments) if i not in own]
     return f"{command()} {shlex.join(kept)} --set {key}={value:g}"
-
-
-if __name__ == "__main__":
-    main()

@@ -43,6 +43,26 @@ def prepare() -> None:
     home.mkdir(parents=True, exist_ok=True)  # Prefect warns of a memo file it cannot write where its home is missing
 
 
+def leave_on_ctrl_c() -> None:
+    """End the process at once on Ctrl-C. Call from the main thread; an ignored signal stays so.
+
+    Nothing is raised: an import that is interrupted may swallow that, or make another error of it.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        leave(128 + number)
+
+    vars(interrupt)["lets_training_save"] = True  # see trainers.interruption
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def raise_on_ctrl_c() -> None:
+    """For what ends well by Ctrl-C: KeyboardInterrupt, as Python has it. Call from the main thread."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def leave_on_signals() -> None:
     """End the process soon and in order on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
 

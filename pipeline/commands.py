@@ -87,7 +87,7 @@ def read_commands(directory: Path) -> list[Command]:
 def typed(argv: Sequence[str]) -> str:
     """``argv`` as a line for a shell: our own script by its name, however it was started; secrets masked."""
     script = Path(argv[0]) if argv else Path("ratchet")
-    ours = script.parts[-2:] == ("flows", "cli.py")
+    ours = script.parts[-2:] == ("flows", "__main__.py")
     words = ["ratchet" if ours else script.name]
     for word in argv[1:]:
         words.append(MASK if OPTION.fullmatch(words[-1]) else masked(word))

@@ -123,7 +123,7 @@ def pipeline_defers_model_libraries(modules: Modules) -> list[str]:
 def light_modules_load_nothing_heavy(modules: Modules) -> list[str]:
     """Whatever a package's ``__init__``, the config or the command line loads, directly or not, is light."""
     light = [name for name, module in modules.items() if module.is_package]
-    light += [name for name in ("pipeline.config", "pipeline.recipe", "flows.cli") if name in modules]
+    light += [name for name in ("pipeline.config", "pipeline.recipe", "flows.cli", "flows.__main__") if name in modules]
     return [
         f"{start} loads {target} through {' → '.join(path)}"
         for start in light
@@ -238,7 +238,7 @@ def loaded_when(code: str, *arguments: str) -> tuple[int, set[str], str]:
     return done.returncode, HEAVY & set(loaded.split()), done.stdout + printed
 
 
-COMMAND = "from flows.cli import main\nmain()"
+COMMAND = "from flows.__main__ import main\nmain()"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]], ids=" ".join)

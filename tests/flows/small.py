@@ -57,7 +57,7 @@ class Ratchet:
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"PREFECT_API_URL": server} if server else {})
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *words],
+                [sys.executable, "-m", "flows", *words],
                 env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
 

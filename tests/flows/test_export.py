@@ -231,7 +231,7 @@ def test_ctrl_c_ends_a_push_that_hangs_and_the_same_command_finishes_it(tmp_path
     with HubServer() as hub:  # which has nothing of this run yet
         hub.fault("PUT /lfs/", "hold")
         with subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *words], stderr=subprocess.PIPE, cwd=ROOT,
+            [sys.executable, "-m", "flows", *words], stderr=subprocess.PIPE, cwd=ROOT,
             env={**clean, **hub.environment, "HF_HOME": str(tmp_path / "home")},
         ) as process:  # fmt: skip
             assert hub.held.wait(120)

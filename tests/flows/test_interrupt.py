@@ -5,13 +5,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flows.environment import INTERRUPTED
 from pipeline.errors import BusyError
 from pipeline.runs import Run
 
-from .small import Ratchet, left, sets, until
+from .small import RECIPE, Ratchet, left, sets, until
 
 ENDLESS = sets("policy.epochs=100000")
 
@@ -66,6 +67,34 @@ def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
     run = Ratchet(tmp_path / "workspace", *ENDLESS)
     until(lambda: "starting" in run.err.read_text(), run.process)
     interrupt(run, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [
+        (("status",), "pydantic_core"),
+        (("status",), "_multiarray_umath"),
+        (("run", str(RECIPE), "--dry-run"), "libarrow"),
+        (("doctor",), "libtorch_cpu"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_ctrl_c_while_a_command_imports_what_it_needs(command: tuple[str, ...], library: str, tmp_path: Path) -> None:
+    run = Ratchet(tmp_path / "workspace", command=command)
+    mapped = Path(f"/proc/{run.process.pid}/maps")
+    until(lambda: library in mapped.read_text(), run.process)
+    interrupt(run, processes=1)
+    assert run.out.read_text() == ""
+
+
+def test_ctrl_c_is_how_voting_ends_well(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "which?", "chosen": "this", "rejected": "that"}\n')
+    run = Ratchet(tmp_path / "workspace", command=("annotate", str(pairs), "--votes", str(tmp_path / "votes.jsonl")))
+    until(lambda: "Ctrl-C ends it" in run.out.read_text(), run.process)
+    httpx.get(run.out.read_text().split()[2])  # it serves, and so has its own way with signals
+    run.signal(signal.SIGINT)
+    assert (run.wait(), run.err.read_text()) == (0, "")
 
 
 def interrupt(run: Ratchet, processes: int) -> None:

@@ -12,7 +12,7 @@ from tests.traced import settings_of_run
 
 def test_each_session_leaves_a_line_that_can_be_typed_again(tmp_path: Path) -> None:
     note_command(tmp_path, "c1", ["/opt/env/bin/ratchet", "run", "food", "--set", "title=two words"])
-    note_command(tmp_path, "c2", ["/code/flows/cli.py", "run", "food"])
+    note_command(tmp_path, "c2", ["/code/flows/__main__.py", "run", "food"])
     first, second = read_commands(tmp_path)
     assert first.line == "ratchet run food --set 'title=two words'"
     assert second.line == "ratchet run food"

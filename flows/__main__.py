@@ -1,0 +1,16 @@
+"""The command ``ratchet``, or ``python -m flows``: Ctrl-C is seen to before anything that takes time is imported."""
+
+from typing import NoReturn
+
+from flows import environment
+
+
+def main() -> NoReturn:
+    environment.leave_on_ctrl_c()
+    from flows import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
