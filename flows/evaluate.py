@@ -10,21 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from flows.answers import EVALUATION_ROUND, Answers, answers, decoding, held_out_judge, scored
 from flows.judging import compares, judge_identity, judge_name
+from flows.scoring import score_shards
 from flows.session import Session
 from flows.stages import sample
 from pipeline.candidates import all_groups, asked_digest, shards
 from pipeline.config import Probe, ShareProbe
 from pipeline.metrics import Estimate, kl_estimate, mean_delta, win_rate
+from pipeline.policy import architecture_digest, files_digest
 from pipeline.prompts import render_texts
 from pipeline.sampling import engine_settings
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Group, Policy, Prompt
-
-LOGPS = pa.schema([("logprob", pa.float64())])
 
 
 def evaluate(
@@ -38,7 +37,9 @@ def evaluate(
         **engine_settings(session.config.sampling), "seed": session.config.seed,
         "prompts": asked_digest(held_out),
     }  # fmt: skip
-    inputs = {"policy": policy.digest, "opponent": opponent.digest, "initial": initial.digest}
+    compared = {"policy": policy, "opponent": opponent, "initial": initial}
+    inputs = {name: each.digest for name, each in compared.items()}
+    inputs |= {f"{name} files": files_digest(each.path) for name, each in compared.items()}
 
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds
@@ -50,7 +51,7 @@ def evaluate(
         aside = {"engine_seconds": session.engine_seconds - already, "answers": new.candidates.key}
         return draft.finish(figures | aside)
 
-    return session.store.make(Spec("evaluation", 4, settings, inputs), build)
+    return session.store.make(Spec("evaluation", 5, settings, inputs), build)
 
 
 def _figures(
@@ -104,25 +105,16 @@ def _kl(session: Session, candidates: Artifact, groups: Sequence[Group], policy:
 
 def _logprobs(session: Session, candidates: Artifact, groups: Sequence[Group], policy: Policy) -> list[float]:
     """log π(completion | prompt) of every candidate under ``policy``, by the trainer's model in float32."""
-    trainer = session.config.trainer
-    spec = Spec(
-        "logprobs", 1, {"token_budget": trainer.token_budget}, {"candidates": candidates.key, "policy": policy.digest}
-    )
+    budget = session.config.trainer.token_budget
+    inputs = {"candidates": candidates.key, "policy": policy.digest, "model": architecture_digest(policy.path)}
 
     def build(draft: Draft) -> Artifact:
         from trainers.examples import Row
         from trainers.reference import Reference
 
-        session.free_device("evaluate")
-        with session.console.stage("KL", len(groups)) as progress:
-            model = Reference(policy, "float32", trainer.token_budget)
-            for number, shard in enumerate(shards(groups)):
-                if not draft.has_shard(number):
-                    rows = [Row(g.prompt.token_ids, c.token_ids) for g in shard for c in g.candidates]
-                    table = pa.Table.from_pydict({"logprob": model.logps(rows)}, LOGPS)
-                    draft.commit_shard(number, table)
-                progress(len(groups), len(groups), "")
-        return draft.finish(rows_in=sum(len(group.candidates) for group in groups))
+        rows = [[Row(g.prompt.token_ids, c.token_ids) for g in shard for c in g.candidates] for shard in shards(groups)]
+        return score_shards(session, draft, rows, lambda: Reference(policy, "float32", budget), "KL", "evaluate")
 
-    found: list[float] = session.store.make(spec, build).table().column("logprob").to_pylist()
+    artifact = session.store.make(Spec("logprobs", 2, {"token_budget": budget}, inputs), build)
+    found: list[float] = artifact.table()["logp"].to_pylist()
     return found

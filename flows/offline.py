@@ -25,7 +25,7 @@ from flows.training import NOT_LEARNT, Compared, Making, Material, learn, score
 from pipeline.commands import note_command
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
-from pipeline.policy import read_policy
+from pipeline.policy import files_digest, read_policy
 from pipeline.runs import symlink
 from pipeline.store import Artifact, Draft, Store, digest, sync, write_json
 from pipeline.types import Policy
@@ -161,7 +161,8 @@ def _identity(request: Request, material: Material, policy: Policy, reference: P
     """A digest of all that the result depends on, known before anything heavy is done."""
     trainer = request.trainer.model_dump(mode="json", exclude=set(NOT_LEARNT))
     against = None if request.trainer.reference == "none" else reference.digest
-    return digest([dict(material.examples), policy.digest, against, trainer, request.seed])[:32]
+    start = [policy.digest, files_digest(policy.path)]
+    return digest([dict(material.examples), start, against, trainer, request.seed])[:32]
 
 
 def check_free(folder: Path | None, identity: str, flag: str) -> None:

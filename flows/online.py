@@ -145,13 +145,13 @@ def learn(session: Session, standing: Standing, pairs: Artifact, number: int) ->
     if again.share and (standing.earlier or again.offline):
         made["replay"] = pairs = stage(session, "replay", replay, pairs, standing.earlier, number)
 
-    def compare(name: str, policy: Policy) -> training.Compared:
-        made[name] = stage(session, name.replace("_", " "), training.reference, pairs, policy)
+    def compare(name: str, policy: Policy, label: str) -> training.Compared:
+        made[name] = stage(session, name.replace("_", " "), training.reference, pairs, policy, label)
         return training.Compared(policy, made[name])
 
-    reference = None if against is None else compare("reference", against)
+    reference = None if against is None else compare("reference", against, "reference")
     same = reference is not None and reference.policy.digest == standing.initial.digest
-    initial = reference if same else compare("initial_reference", standing.initial)
+    initial = reference if same else compare("initial_reference", standing.initial, "reference π₀")
     made["train"] = stage(
         session, "train", training.train, pairs, reference, initial, standing.policy, standing.prompts, number
     )

@@ -17,10 +17,9 @@ from flows.request import HeldOut, Limits, check_out, held_out_of
 from flows.sources import Source, find_policy, find_source
 from flows.start import download
 from flows.tables import data_table
-from flows.training import architecture_of
 from pipeline.config import PretrainedPolicy, RewardTrainerConfig
 from pipeline.errors import ConfigError
-from pipeline.policy import read_policy
+from pipeline.policy import files_digest, read_policy
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Policy
 
@@ -113,7 +112,7 @@ def _spec(request: RewardRequest, loaded: Loaded, base: Policy) -> Spec:
     if loaded.examples.held_out:
         digests["held_out"] = digest_examples(loaded.examples.held_out)
     config = request.trainer.model_dump(mode="json", exclude=NOT_LEARNT) | {"seed": request.seed}
-    return Spec("reward", 1, config, {**digests, "base": base.digest, "model": architecture_of(base)})
+    return Spec("reward", 2, config, {**digests, "base": base.digest, "files": files_digest(base.path)})
 
 
 def _build(request: RewardRequest, folder: Path, loaded: Loaded, place: Bench, draft: Draft) -> Artifact:

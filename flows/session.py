@@ -49,7 +49,7 @@ class Workshop:
         self.engine_seconds = 0.0
         """Spent so far on starting the engine and on loading policies into it."""
         self._sampler: Sampler | None = None
-        self._serving: str | None = None
+        self._serving: Policy | None = None
 
     @property
     def store(self) -> Store:
@@ -90,10 +90,10 @@ class Workshop:
         release_memory()
         self.warm_up()
         assert self._sampler is not None
-        if self._serving != policy.digest:
+        if self._serving != policy:  # its weights alone are not all: another tokenizer reads ids as other text
             self._serving = None
             self._sampler.load(policy)
-            self._serving = policy.digest
+            self._serving = policy
         self.engine_seconds += time.monotonic() - started
         return self._sampler
 

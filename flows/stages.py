@@ -14,6 +14,7 @@ from pipeline.candidates import asked_digest, shards, write_asked
 from pipeline.config import PairingConfig
 from pipeline.errors import SamplingError
 from pipeline.pairing.artifact import Round, make_pairs, pairs_spec
+from pipeline.policy import files_digest
 from pipeline.protocols import Decoding, Progress, SampleRequest
 from pipeline.sampling import draw_seed, engine_settings
 from pipeline.store import Artifact, Draft, Spec
@@ -41,7 +42,9 @@ def sample(
         "prompts": asked_digest(prompts), **({"model": model} if model else {}),
     }  # fmt: skip
     drawn_for = f"{model}/" if model else ""
-    spec = Spec("candidates", 3, config, {"policy": policy.digest})
+    # The tokenizer says how ids read, and the generation config which of them end a completion.
+    inputs = {"policy": policy.digest, "files": files_digest(policy.path)}
+    spec = Spec("candidates", 5, config, inputs)
 
     def build(draft: Draft) -> Artifact:
         already = session.engine_seconds

@@ -4,18 +4,17 @@
 (``flows.offline``). Heavy imports are deferred to where they are used, as everywhere in ``flows``.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
+from flows.scoring import score_shards
 from flows.session import Session, Workplace, release_memory
 from flows.start import read_held_out
-from pipeline.candidates import SHARD, shards
+from pipeline.candidates import shards
 from pipeline.config import TrainerConfig
-from pipeline.store import Artifact, Draft, Spec, digest
+from pipeline.policy import architecture_digest, files_digest
+from pipeline.store import Artifact, Draft, Spec
 from pipeline.tables import read_pairs
 from pipeline.types import Policy
 
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from trainers.examples import Example, Row
     from trainers.lesson import Lesson
 
-UNTOLD = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-"""Keys of a model's config that say where it is from, or how it lies on disk."""
-LOGPS = pa.schema([("logp", pa.float64()), ("token_logps", pa.list_(pa.float32()))])
-"""One row a completion, in the order of ``trainers.reference.reference_rows``; nats. Tokens only where asked for."""
 NOT_LEARNT = frozenset(
     {"checkpoint_steps", "learning_rate_decay", "reference", "ema_decay", "eval_steps", "recompute", "processes"}
 )
@@ -67,10 +62,10 @@ class Compared:
 
 
 # ---------------------------------------------------------------------------------------------- of a round
-def reference(session: Session, pairs: Artifact, policy: Policy) -> Artifact:
+def reference(session: Session, pairs: Artifact, policy: Policy, label: str) -> Artifact:
     """log π_ref of every completion of the pairs, once, for all epochs, sweeps and resumes."""
     trainer = session.config.trainer
-    return session.store.make(*score(session, _of_round(pairs, policy), policy, trainer))
+    return session.store.make(*score(session, _of_round(pairs, policy), policy, trainer, label))
 
 
 def train(
@@ -96,7 +91,8 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
     from trainers.checkpoints import average_policies
 
     decay = session.config.trainer.ema_decay
-    spec = Spec("average", 1, {"decay": decay}, {"old": old.digest, "new": new.digest})
+    inputs = {"old": old.digest, "new": new.digest, "files": files_digest(new.path)}
+    spec = Spec("average", 2, {"decay": decay}, inputs)
 
     def build(draft: Draft) -> Artifact:
         policy = average_policies(old, new, decay, draft.path / "policy")
@@ -130,8 +126,10 @@ def needs(trainer: TrainerConfig) -> frozenset[str]:
     return objective_of(trainer).needs
 
 
-def score(place: Workplace, material: Material, policy: Policy, trainer: TrainerConfig) -> Making:
-    """log π of every completion of the material, shard by shard."""
+def score(
+    place: Workplace, material: Material, policy: Policy, trainer: TrainerConfig, label: str = "reference"
+) -> Making:
+    """log π of every completion of the material, in the order of :func:`rows_of`. ``label`` is what people see."""
     from trainers.reference import Reference
 
     tokens, mismatched = (need in needs(trainer) for need in ("reference_tokens", "mismatched"))
@@ -139,24 +137,16 @@ def score(place: Workplace, material: Material, policy: Policy, trainer: Trainer
         "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
         "quantise": None if trainer.lora is None else trainer.lora.quantise,
     }  # fmt: skip
-    spec = Spec("reference", 3, config, {**material.rows, "policy": policy.digest, "model": architecture_of(policy)})
+    inputs = {**material.rows, "policy": policy.digest, "model": architecture_digest(policy.path)}
+
+    def load() -> Reference:
+        return Reference(policy, trainer.dtype, trainer.token_budget, trainer.lora)
 
     def build(draft: Draft) -> Artifact:
-        place.free_device("reference")
         rows, _ = rows_of(material.read(), trainer)
-        with place.console.stage("reference", len(rows)) as progress:
-            model = Reference(policy, trainer.dtype, trainer.token_budget, trainer.lora)
-            for number, shard in enumerate(shards(rows)):
-                if not draft.has_shard(number):
-                    logps = [
-                        {"logp": sum(each), "token_logps": each if tokens else None}
-                        for each in model.token_logps(shard)
-                    ]
-                    draft.commit_shard(number, pa.Table.from_pylist(logps, LOGPS))
-                progress(min((number + 1) * SHARD, len(rows)), len(rows), "")
-        return draft.finish(rows_in=len(rows))
+        return score_shards(place, draft, shards(rows), load, label, "reference", tokens)
 
-    return spec, build
+    return Spec("reference", 3, config, inputs), build
 
 
 def learn(
@@ -175,8 +165,9 @@ def learn(
     config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
     compared = {"reference": reference, "initial": initial}
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
-    inputs = {**material.examples, "policy": policy.digest, "model": architecture_of(policy), **keys}
-    spec = Spec("train", 3, config, inputs)
+    # The tokenizer is saved with the next policy, and says which completions were cut.
+    inputs = {**material.examples, "policy": policy.digest, "files": files_digest(policy.path), **keys}
+    spec = Spec("train", 4, config, inputs)
 
     def build(draft: Draft) -> Artifact:
         place.free_device("train")
@@ -187,12 +178,6 @@ def learn(
         return draft.finish({"policy": trained.digest, "metrics": outcome.metrics, "stopped": outcome.stopped})
 
     return spec, build
-
-
-def architecture_of(policy: Policy) -> str:
-    """Digest of what the model's config makes of the weights: RoPE's scaling, a window, the soft cap."""
-    config = json.loads((policy.path / "config.json").read_text())
-    return digest({name: value for name, value in config.items() if name not in UNTOLD})
 
 
 def rows_of(examples: Examples, trainer: TrainerConfig) -> "tuple[list[Row], dict[Row, Row]]":

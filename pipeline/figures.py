@@ -97,6 +97,7 @@ STAGES: Mapping[str, str] = {
     "pair": "preference pairs from the scores",
     "replay": "pairs of earlier rounds, drawn to be trained on again",
     "reference": "log-probabilities of the pairs under the reference",
+    "initial_reference": "the same under the initial policy, for the KL to it",
     "train": "the optimiser's steps",
     "evaluate": "held-out samples, their scores and the probes",
     "engine": "starting the sampling engine and moving weights into it",

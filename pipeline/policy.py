@@ -19,6 +19,13 @@ from pipeline.types import Policy
 PROBE = "probe.json"
 TOLD = (".json", ".jinja", ".model", ".txt")
 """Ends of a checkpoint's files beside its weights that change what it does."""
+UNTOLD = frozenset(
+    {
+        "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "is_local",
+        "local_files_only",
+    }
+)  # fmt: skip
+"""Keys of such a file that say where it is from, who wrote it, or how the weights lie on disk."""
 CHUNK = 1 << 24
 
 
@@ -75,8 +82,29 @@ def weights_digest(path: Path) -> str:
 
 def checkpoint_digest(path: Path) -> str:
     """SHA-256 over the weights and all that says what is made of them: configs, tokenizer, chat template."""
-    read_too = sorted(file for file in path.iterdir() if file.suffix in TOLD and not file.name.endswith(".index.json"))
-    return digest([weights_digest(path), [[file.name, file_digest(file)] for file in read_too]])
+    return digest([weights_digest(path), files_digest(path)])
+
+
+def files_digest(path: Path) -> str:
+    """SHA-256 over what says what a checkpoint's weights are and how its ids read: configs, tokenizer, chat template.
+
+    Weights alone do not say what a policy samples: which ids end a completion, and which text they are, is in its
+    files. Where these are from does not count.
+    """
+    files = sorted(file for file in path.iterdir() if file.suffix in TOLD and not file.name.endswith(".index.json"))
+    return digest([[file.name, _told(file)] for file in files if file.name != PROBE])
+
+
+def architecture_digest(path: Path) -> str:
+    """SHA-256 over what a model's config makes of its weights: RoPE's scaling, a window, the soft cap. With weights and
+    token ids it decides log-probabilities, whatever the tokenizer."""
+    return digest(_told(path / "config.json"))
+
+
+def _told(file: Path) -> str:
+    if not file.name.endswith("config.json"):
+        return file_digest(file)
+    return digest({name: value for name, value in json.loads(file.read_text()).items() if name not in UNTOLD})
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

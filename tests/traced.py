@@ -150,7 +150,7 @@ class Place:
 
     def train(self, pairs: Artifact, start: str, end: str) -> dict[str, Artifact]:
         reference = make(self.store, Spec("reference", 3, {"dtype": "auto"}, {"pairs": pairs.key, "policy": start}))
-        inputs = {"pairs": pairs.key, "policy": start, "model": "0" * 64, "reference": reference.key}
+        inputs = {"pairs": pairs.key, "policy": start, "files": "0" * 64, "reference": reference.key}
         settings = knobs.TrainerConfig(beta=0.25).model_dump(mode="json")
         trained = make(self.store, Spec("train", 3, settings | {"seed": 7}, inputs), info={"policy": end})
         return {"reference": reference, "train": trained}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.lineage.catalogue import Catalogue, Made
 
-NOT_DATA = ("policy", "model", "reference", "initial", "old", "new")
+NOT_DATA = ("policy", "files", "reference", "initial", "old", "new")
 """A training's inputs that it did not learn from."""
 
 

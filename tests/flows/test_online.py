@@ -114,6 +114,7 @@ def test_the_terminal_saw_every_stage_and_no_traceback(status: dict[str, Any], b
     said = by_command.err.read_text()
     assert "round 1 of 2" in said
     assert all(f"✓ {stage}" in said for stage in ("base policy", "prompts", *(STAGES - {"engine"})))
+    assert [said.count(f"✓ {pass_}  ") for pass_ in ("reference", "reference π₀")] == [2, 1]  # in round 0 they are one
     assert "Traceback" not in said
 
 

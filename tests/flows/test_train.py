@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.tables import pairs_table, read_pairs
 from tests.tiny import make_policy, perturb
 from tests.tiny_chat import chat_policy
 from tests.trainers.examples import make_pairs
+from trainers.checkpoints import load_tokenizer
 
 from .conftest import Said
 from .small import ROOT, Ratchet, finished_files, sets
@@ -237,6 +239,19 @@ def test_a_sweep_shares_one_reference(train: Train, prefs: Path) -> None:
     assert len({result["policy"]["digest"] for result in results}) == 5
     per_token = train(prefs, *sets('loss=[{type="ld_dpo"}]'))  # needs the reference token by token: another pass
     assert made(per_token, "reference") == 2
+
+
+def test_policies_of_equal_weights_and_other_files_share_a_reference_and_no_training(
+    train: Train, policy: Path, prefs: Path, tmp_path: Path
+) -> None:
+    """What is trained is saved with its start's tokenizer; log-probabilities of token ids ask for none."""
+    mended = shutil.copytree(policy, tmp_path / "mended")
+    (mended / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    plain, chat = train(prefs), train(prefs, policy=mended)
+    assert (made(chat, "reference"), made(chat, "train")) == (1, 2)
+    assert chat["policy"]["digest"] == plain["policy"]["digest"]
+    templates = [load_tokenizer(Path(each["policy"]["path"])).chat_template for each in (plain, chat)]
+    assert templates == [None, (mended / "chat_template.jinja").read_text()]
 
 
 def test_the_reference_can_be_another_policy_or_none(train: Train, policy: Path, prefs: Path, tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pipeline.errors import DataError, WeightSyncError
-from pipeline.policy import Probe, prove, read_policy, read_probe, tensor_shapes, weights_digest, write_probe
+from pipeline.policy import (
+    Probe,
+    architecture_digest,
+    files_digest,
+    prove,
+    read_policy,
+    read_probe,
+    tensor_shapes,
+    weights_digest,
+    write_probe,
+)
 from pipeline.types import Policy
 
 Weights = dict[str, np.ndarray]
@@ -68,6 +78,29 @@ def test_the_same_weights_elsewhere_are_the_same_policy(tmp_path: Path) -> None:
     here, there = (read_policy(save(WEIGHTS, tmp_path / name, [0, 0, 0, 0])) for name in "ab")
     assert here.digest == there.digest
     assert here.path != there.path
+
+
+def test_files_count_for_what_they_say_and_not_for_where_they_are_from(tmp_path: Path) -> None:
+    said = {"config.json": {"rope_theta": 1.0}, "generation_config.json": {"eos_token_id": 2}, "tokenizer.json": {}}
+
+    def digests(**changed: dict[str, object]) -> tuple[str, str]:
+        for name, content in said.items():
+            (tmp_path / name).write_text(json.dumps(content | changed.get(name.removesuffix(".json"), {})))
+        return files_digest(tmp_path), architecture_digest(tmp_path)
+
+    whole = digests()
+    (tmp_path / "probe.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    (tmp_path / "README.md").write_text("of somebody")
+    assert digests(config={"_name_or_path": "there", "dtype": "bfloat16"}) == whole
+    assert [each == other for each, other in zip(digests(tokenizer={"a": 1}), whole, strict=True)] == [False, True]
+    assert digests(generation_config={"eos_token_id": 3})[0] != whole[0]
+    assert [each == other for each, other in zip(digests(config={"rope_theta": 2.0}), whole, strict=True)] == [
+        False
+    ] * 2
+    assert digests() == whole
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert digests()[0] != whole[0]
 
 
 @pytest.mark.parametrize("size", [4, 60, -1])
