@@ -32,7 +32,7 @@ def evaluate(
     """``policy`` against ``opponent`` (the round's start) and ``initial``; the figures are the artifact's info."""
     config = session.config.evaluation
     settings = {
-        **config.model_dump(mode="json"), "judge": judge_identity(held_out_judge(session)),
+        **config.model_dump(mode="json", exclude={"pairs"}), "judge": judge_identity(held_out_judge(session)),
         "sampling": session.config.sampling.model_dump(mode="json", include={"max_tokens", "max_model_len", "dtype"}),
         **engine_settings(session.config.sampling), "seed": session.config.seed,
         "prompts": asked_digest(held_out),

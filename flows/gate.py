@@ -18,8 +18,12 @@ def decide(config: GateConfig, evaluation: Mapping[str, Any]) -> GateDecision:
     return GateDecision(config.on_failure, said, checks)
 
 
-def no_pairs(dropped: Mapping[str, int]) -> GateDecision:
-    """Stop: the judge sees no difference that pairing lets through, and more of the same rounds would not either."""
+def nothing_to_learn(pairs: Mapping[str, Any]) -> GateDecision:
+    """Stop: the judge sees no difference that pairing lets through, and more of the same rounds would not either; or
+    all there are are held out. ``pairs`` is the manifest of the round's."""
+    if pairs["rows"]:
+        return GateDecision("stop", f"evaluation.pairs holds out the round's pairs, all {pairs['rows']} of them")
+    dropped = pairs["dropped"]
     said = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
     return GateDecision("stop", f"pairing kept none of {sum(dropped.values())} groups ({said})")
 

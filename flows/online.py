@@ -16,7 +16,7 @@ from prefect import flow
 from flows import environment, stages, training
 from flows.console import Console
 from flows.evaluate import evaluate
-from flows.gate import decide, no_pairs
+from flows.gate import decide, nothing_to_learn
 from flows.health import check_fitness
 from flows.judging import judge
 from flows.proposals import propose_round
@@ -115,7 +115,7 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     judgments = stage(session, "judge", judge, candidates, config.judge, "judge", standing.first)
     pairs = stage(session, "pair", stages.pair, candidates, judgments, number)
     made |= {"judgments": judgments, "pairs": pairs}
-    learnable = stages.has_pairs(pairs)
+    learnable = training.has_examples(pairs, training.held_out_share(session, standing.prompts))
     if learnable:
         made |= learn(session, standing, pairs, number)
         standing = replace(standing, earlier=(*standing.earlier, pairs))
@@ -123,7 +123,7 @@ def dpo_round(session: Session, number: int, standing: Standing) -> tuple[RoundS
     held_out = read_held_out(standing.prompts)
     made["evaluation"] = stage(session, "evaluate", evaluate, policy, start, standing.initial, held_out)
 
-    gate = decide(config.gate, figures(made["evaluation"])) if learnable else no_pairs(pairs.manifest["dropped"])
+    gate = decide(config.gate, figures(made["evaluation"])) if learnable else nothing_to_learn(pairs.manifest)
     state = summarise(number, start, policy, made, gate, session.freed)
     publish(session, state, made)
     if gate.decision == "promote":

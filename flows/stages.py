@@ -97,10 +97,6 @@ def pair_by(
     return place.store.make(pairs_spec(candidates, judgments, config, round), build)
 
 
-def has_pairs(pairs: Artifact) -> bool:
-    return bool(pairs.manifest["rows"])
-
-
 def _as_shards_fill(
     groups: Iterable[Group], todo: Mapping[int, Sequence[Prompt]], progress: Progress
 ) -> Iterator[tuple[int, list[Group]]]:

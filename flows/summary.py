@@ -25,7 +25,7 @@ def summarise(
 ) -> RoundState:
     """``made`` holds the round's artifacts by stage: candidates, judgments, pairs; what other models proposed; where
     there is a policy, evaluation, and if there were pairs to train on, reference and train."""
-    pairs = made["pairs"]
+    pairs, asked = made["pairs"], made["candidates"].info
     return RoundState(
         round=round,
         policy_in=before.digest if before else "",
@@ -42,6 +42,8 @@ def summarise(
         seconds=stage_seconds(made),
         artifacts=artifact_keys(made),
         memory=dict(freed or {}),
+        left_out=asked.get("prompts_left_out", 0),
+        missing=asked.get("missing", {}),
     )
 
 
@@ -77,8 +79,9 @@ def _stage(name: str, made: Mapping[str, Artifact]) -> str:
 
 
 def _training(train: Artifact) -> dict[str, Any]:
-    stopped = train.info["stopped"]
-    return {**train.info["metrics"], **({} if stopped is None else {"stopped": stopped})}
+    """The last step's metrics; how many pairs were held out, if any; why it ended early, if it did."""
+    said = {name: train.info[name] for name in ("held_out", "stopped") if train.info[name]}
+    return {**train.info["metrics"], **said}
 
 
 def margin_figures(pairs: Artifact) -> dict[str, float]:

@@ -13,10 +13,11 @@ from flows.session import Session, Workplace, release_memory
 from flows.start import read_held_out
 from pipeline.candidates import shards
 from pipeline.config import TrainerConfig
+from pipeline.pairing.held_out import is_held_out, share_held_out
 from pipeline.policy import architecture_digest, files_digest
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.tables import read_pairs
-from pipeline.types import Policy
+from pipeline.types import Policy, PreferencePair
 
 if TYPE_CHECKING:
     from trainers.examples import Example, Row
@@ -51,6 +52,8 @@ class Material:
     examples: Mapping[str, str]
     """Names all that a training sees of them."""
     read: Callable[[], Examples] = field(compare=False)
+    held_out: float = 0.0
+    """Share of the prompts whose examples ``read`` holds out, where ``examples`` does not name them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,23 @@ class Compared:
 
 
 # ---------------------------------------------------------------------------------------------- of a round
+def held_out_share(session: Session, prompts: Artifact) -> float:
+    """Share of the prompts whose pairs no round of the run trains on."""
+    (table, _) = prompts.tables(["token_ids"])
+    ids = (each for batch in table.to_batches(1024) for each in batch["token_ids"].to_pylist())
+    config = session.config
+    return share_held_out(config.evaluation.pairs, ids, config.prompts.per_round)
+
+
+def has_examples(pairs: Artifact, share: float) -> bool:
+    """Whether a pair is left to train on where a share of the prompts is held out."""
+    return any(
+        not is_held_out(prompt, share)
+        for table in pairs.tables(["prompt_token_ids"])
+        for prompt in table["prompt_token_ids"].to_pylist()
+    )
+
+
 def reference(session: Session, pairs: Artifact, policy: Policy, label: str) -> Artifact:
     """log π_ref of every completion of the pairs, once, for all epochs, sweeps and resumes."""
     trainer = session.config.trainer
@@ -78,7 +98,7 @@ def train(
     round: int,
 ) -> Artifact:
     """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it. ``initial`` is for a figure alone."""
-    material = _of_round(pairs, policy, prompts)
+    material = _of_round(pairs, policy, prompts, held_out_share(session, prompts))
     trainer = session.config.trainer
     rate = trainer.learning_rate * trainer.learning_rate_decay**round
     trainer = trainer.model_copy(update={"learning_rate": rate})
@@ -101,17 +121,22 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
     return session.store.make(spec, build)
 
 
-def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None) -> Material:
+def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None, share: float = 0.0) -> Material:
+    """``share`` of the prompts is held out, replayed pairs like fresh ones; a reference scores all of them."""
+
     def read() -> Examples:
         from trainers.checkpoints import load_specials
         from trainers.encoding import encode_pairs
 
-        examples = encode_pairs(read_pairs(pairs.table()), load_specials(policy.path))
-        held_out = [] if prompts is None else read_held_out(prompts)
-        different = list(dict.fromkeys(prompt.token_ids for prompt in held_out))
-        return Examples(examples, prompts=different[:SAMPLED])
+        specials = load_specials(policy.path)
+        sides: dict[bool, list[PreferencePair]] = {False: [], True: []}
+        for pair in read_pairs(pairs.table()):
+            sides[is_held_out(pair.prompt.token_ids, share)].append(pair)
+        shown = [] if prompts is None else read_held_out(prompts)
+        different = list(dict.fromkeys(prompt.token_ids for prompt in shown))
+        return Examples(encode_pairs(sides[False], specials), encode_pairs(sides[True], specials), different[:SAMPLED])
 
-    return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read)
+    return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read, share)
 
 
 # ---------------------------------------------------------------------------------------------- of any material
@@ -162,7 +187,7 @@ def learn(
     """The policy that ``policy`` becomes; its spec knows the references by their log-probabilities."""
     from trainers.launch import train_in_processes
 
-    config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed}
+    config = trainer.model_dump(mode="json", exclude=set(NOT_LEARNT)) | {"seed": seed, "held_out": material.held_out}
     compared = {"reference": reference, "initial": initial}
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
     # The tokenizer is saved with the next policy, and says which completions were cut.
@@ -175,7 +200,8 @@ def learn(
         with place.console.stage("train") as progress:
             lesson = _lesson(material.read(), policy, trainer, seed, reference, initial)
             trained, outcome = train_in_processes(policy, lesson, trainer, draft.path, draft.timed(progress))
-        return draft.finish({"policy": trained.digest, "metrics": outcome.metrics, "stopped": outcome.stopped})
+        info = {"metrics": outcome.metrics, "stopped": outcome.stopped, "held_out": len(lesson.held_out)}
+        return draft.finish({"policy": trained.digest, **info})
 
     return spec, build
 

@@ -118,12 +118,14 @@ def training(rounds: Sequence[Entry], evidence: Sequence[Evidence], config: Entr
     anew = "; each round starts at zero again, its reference being the policy that sampled"
     anew = anew if trainer.get("reference") == "previous" else ""
     plans: list[tuple[str, str, list[Line], list[Level], bool]] = [
-        ("Loss", "on each step’s batch", _step_lines(steps, ("loss", "loss", "c1")), start, False),
+        ("Loss", "on each step’s batch",
+         _step_lines(steps, ("loss", "loss", "c1"), ("held out", "eval/loss", "c2")), start, False),
         ("Implicit rewards", f"β × log-ratio to the reference, nats; margin = chosen − rejected{anew}",
          _step_lines(steps, ("margin", "rewards/margins", "c1"), ("chosen", "rewards/chosen", "good"),
-                     ("rejected", "rewards/rejected", "bad")), [], False),
+                     ("rejected", "rewards/rejected", "bad"), ("held out", "eval/rewards/margins", "c2")), [], False),
         ("Reward accuracy", "share of the batch’s pairs whose chosen reward is the higher",
-         _step_lines(steps, ("accuracy", "rewards/accuracies", "c1")), [Level(0.5, "chance", below=True)], True),
+         _step_lines(steps, ("accuracy", "rewards/accuracies", "c1"), ("held out", "eval/rewards/accuracies", "c2")),
+         [Level(0.5, "chance", below=True)], True),
         ("Gradient norm", "before clipping", _step_lines(steps, ("norm", "grad_norm", "c1")), [], False),
         ("Log-probabilities", "nats a completion; both falling together is a warning of drift",
          _step_lines(steps, ("chosen", "logps/chosen", "good"), ("rejected", "logps/rejected", "bad")), [], False),

@@ -62,13 +62,14 @@ TRAINING: Mapping[str, Figure] = {
     "mfu": Figure("MFU", "share", "arithmetic that the training needs, of what the GPU could do in that time"),
     "memory/gpu_gib": Figure("GPU memory, GiB", "plain", "what tensors took at most"),
     "memory/process_gib": Figure("Memory, GiB", "plain", "largest resident set of the process, whatever it was doing"),
+    "held_out": Figure("Held-out pairs", "count", "of prompts that no round trains on; measured after the last step"),
     "stopped": Figure("Ended early", "plain", "what the guard said that ended the training before its last step"),
 }  # fmt: skip
 
 DATA: Mapping[str, Figure] = {
     "groups": Figure("Groups", "count", "prompts with their candidates, judged"),
     "paired": Figure("Groups paired", "count", "groups that gave a pair; the others were dropped"),
-    "pairs": Figure("Pairs kept", "count", "preference pairs trained on"),
+    "pairs": Figure("Pairs kept", "count", "preference pairs, trained on but for those held out"),
     "margin/mean": Figure("Margin, mean", "score", "score of chosen minus score of rejected, kept pairs"),
     "margin/median": Figure("Margin, median", "score"),
     "margin/std": Figure("Margin, deviation", "score", "standard deviation"),
@@ -76,6 +77,18 @@ DATA: Mapping[str, Figure] = {
     "scores/std": Figure("Score, deviation", "score", "standard deviation"),
     "scores/abstained": Figure("Abstained", "share", "candidates the judge gave no score"),
 }
+
+LEFT_OUT = Figure("Prompts left out", "count", "in no group, because too few candidates of theirs came")
+MISSING_REASONS: Mapping[str, str] = {
+    "too_few": "its prompt has too few candidates to compare",
+    "empty": "an answer without words",
+    "content_filter": "the provider hid the answer",
+    "refused_by_template": "the model's chat template does not take the conversation, and it was not asked",
+    "prompt_too_long": "the model cannot read so long a prompt, and was not asked",
+    "too_long": "longer, with its prompt, than the policy can read",
+    "special_token": "it spells one of the policy's special tokens",
+}
+"""Why a candidate is in no group; where it is none of these, the call for it was given up."""
 
 DROP_REASONS: Mapping[str, str] = {  # as ``pairing.REASONS`` defines them
     "abstained": "fewer than two candidates have a score",
@@ -187,6 +200,14 @@ def interval(values: Mapping[str, Any], name: str, unit: Unit) -> str:
     if low is None or high is None:
         return ""
     return f"[{write(low, unit)}, {write(high, unit)}]"
+
+
+def missing_text(missing: Mapping[str, Mapping[str, int]]) -> str:
+    """``big: 4 timeout; the policy: 2 too_few``, of candidates by model and reason."""
+    return "; ".join(
+        f"{model or 'the policy'}: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())}"
+        for model, reasons in missing.items()
+    )
 
 
 def duration(seconds: float) -> str:

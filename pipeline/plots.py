@@ -185,13 +185,15 @@ def _array(values: Numbers) -> np.ndarray:
 
 
 def _thinned(values: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and values, averaged in bins of one size where there are more than ``points``."""
-    size = math.ceil(len(values) / max(points, 20))
+    """Positions and values of those there are, averaged in bins of one size where they are more than ``points``."""
+    places = np.flatnonzero(~np.isnan(values)).astype(float)
+    known = values[~np.isnan(values)]
+    size = math.ceil(len(known) / max(points, 20))
     if size <= 1:
-        return np.arange(len(values)), values
-    starts = np.arange(0, len(values), size)
-    counts = np.diff([*starts, len(values)])
-    return starts + (counts - 1) / 2, np.add.reduceat(values, starts) / counts
+        return places, known
+    starts = np.arange(0, len(known), size)
+    counts = np.diff([*starts, len(known)])
+    return np.add.reduceat(places, starts) / counts, np.add.reduceat(known, starts) / counts
 
 
 def _as_share(axes: Axes) -> None:

@@ -140,7 +140,8 @@ class RoundState:
     scores: Mapping[str, float | None]
     """Mean and standard deviation of all the round's scores (None where all abstained), and the abstention share."""
     training: Mapping[str, Any]
-    """The last step's metrics, and under ``stopped``, where a guard ended it early, why; empty without pairs."""
+    """The last step's metrics, those of held-out pairs as ``eval/…``; ``held_out``, the number of these, if any; and
+    ``stopped``, where a guard ended it early, why. Empty without pairs to train on."""
     evaluation: Mapping[str, Any]
     """Win rates with intervals, KL, lengths, scores, probes; empty where there is no policy."""
     gate: GateDecision
@@ -150,3 +151,7 @@ class RoundState:
     """Artifact keys by stage: the way to everything upstream."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Device memory the engine gave back while others worked, in GiB; empty on CPU."""
+    left_out: int = 0
+    """Prompts that are in no group: of several models together, too few candidates came."""
+    missing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Candidates that no group has, by model (the policy's name is empty) and reason; only where several answer."""

@@ -36,4 +36,7 @@ class EvaluationConfig(Strict):
     """Samples a held-out prompt."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples behind every 95% interval."""
+    pairs: float | None = Field(None, ge=0.0, lt=1.0)
+    """Share of each round's pairs, by prompt, that is measured while a policy is trained (``trainer.eval_steps``) and
+    never trained on. None: 0.05 where a round asks at least 640 different prompts, else none."""
     probes: dict[str, Probe] = {}
