@@ -125,11 +125,12 @@ def _read(source: Source, split: str | None, limit: int | None, encoder: "RowEnc
 
 # ---------------------------------------------------------------------------------------------- what there is
 def counts(loaded: Loaded) -> list[dict[str, Any]]:
-    """What became of each data set's rows, JSON-serialisable."""
+    """What became of each data set's rows, JSON-serialisable; ``pairs_of`` are the keys of its pairs' artifacts."""
     return [
         {
             "name": source.name, "given": source.given, "rows": part.rows, "examples": len(part.examples),
-            **kinds(part.examples), "dropped": dict(part.dropped), "altered": dict(part.altered), "notes": part.lines,
+            "pairs_of": list(source.pairs), **kinds(part.examples), "dropped": dict(part.dropped),
+            "altered": dict(part.altered), "notes": part.lines,
         }
         for source, part in loaded.parts
     ]  # fmt: skip

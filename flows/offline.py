@@ -17,8 +17,7 @@ from typing import Any
 from flows import datasets
 from flows.console import Console
 from flows.datasets import Loaded
-from flows.request import RESULT, Request
-from flows.sources import TRAINED
+from flows.request import Request
 from flows.start import download, policy_of, pretrained_policy, pretrained_spec
 from flows.tables import data_table
 from flows.training import NOT_LEARNT, Compared, Making, Material, learn, score
@@ -26,7 +25,7 @@ from pipeline.commands import note_command
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.policy import files_digest, read_policy
-from pipeline.runs import symlink
+from pipeline.runs import RESULT, TRAINED, symlink
 from pipeline.store import Artifact, Draft, Store, digest, sync, write_json
 from pipeline.types import Policy
 

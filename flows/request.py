@@ -7,11 +7,8 @@ from pathlib import Path
 from flows.sources import Source, find_policy, find_source
 from pipeline.config import PretrainedPolicy, TrainerConfig
 from pipeline.errors import ConfigError
-from pipeline.runs import NAME
+from pipeline.runs import NAME, RESULT
 from pipeline.types import Policy
-
-RESULT = "result.json"
-"""What says of a folder which training it is of."""
 
 
 @dataclass(frozen=True, slots=True)

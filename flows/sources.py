@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
+from pipeline.export.folder import read_lineage
 from pipeline.rows import SUFFIXES
-from pipeline.runs import Run
+from pipeline.runs import TRAINED, Run
 from pipeline.store import MANIFEST, Artifact, Store
 from pipeline.types import Policy
 from trainers.records import HUB_NAME
@@ -21,8 +22,6 @@ from trainers.records import HUB_NAME
 OF_RUN = re.compile(r"(?P<run>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<round>\d+))?")
 NAMED = re.compile(r"(?P<name>[\w.:-]+)=(?P<place>.+)")
 HUB_POLICY = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-TRAINED = "trained"
-"""Folder of a workspace with a folder for each training without rounds, under its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,8 @@ class Source:
     name: str
     given: str
     places: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
+    """Keys of the artifacts whose pairs these are, where that is known: for those who ask where a pair went."""
 
 
 def find_source(given: str, workspace: Path, flag: str = "PAIRS") -> Source:
@@ -44,11 +45,12 @@ def find_source(given: str, workspace: Path, flag: str = "PAIRS") -> Source:
     name, place = (named["name"], named["place"]) if named else ("", given)
     path = Path(place).expanduser()
     if path.exists():
-        return Source(name or _stem(path), given, (str(path),))
+        return Source(name or _stem(path), given, (str(path),), _pairs_in(path))
     run = OF_RUN.fullmatch(place)
     if run and _is_run(workspace, run["run"]):
         artifacts = _pairs_of(workspace, run["run"], run["round"], flag)
-        return Source(name or run["run"], given, tuple(str(artifact.path) for artifact in artifacts))
+        places, keys = zip(*((str(artifact.path), artifact.key) for artifact in artifacts), strict=True)
+        return Source(name or run["run"], given, places, keys)
     hub = None if place.endswith(SUFFIXES) else HUB_NAME.fullmatch(place)
     if hub:
         return Source(name or hub["path"].partition("/")[2], given, (place,))
@@ -90,6 +92,17 @@ def _stem(path: Path) -> str:
     if (path / MANIFEST).exists():
         return path.resolve().parent.name
     return next((path.name.removesuffix(end) for end in SUFFIXES[::-1] if path.name.endswith(end)), path.resolve().name)
+
+
+def _pairs_in(folder: Path) -> tuple[str, ...]:
+    """Keys of the artifacts whose pairs a folder holds: it is one, or an export of some."""
+    try:
+        if (folder / MANIFEST).is_file():
+            return (str(json.loads((folder / MANIFEST).read_text())["key"]),)
+        lineage = read_lineage(folder) or {"rounds": []}
+        return tuple(str(each["artifacts"]["pairs"]) for each in lineage["rounds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def _is_run(workspace: Path, name: str) -> bool:

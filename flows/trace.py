@@ -1,13 +1,10 @@
 """``ratchet trace``: all that made a pair, JSON-serialisable; ``flows.trace_tree`` shows it to people."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flows.judging import LEDGER
-from flows.request import RESULT
-from flows.sources import NAMED, OF_RUN, TRAINED
 from pipeline.calls.recall import PaidCall
 from pipeline.commands import read_commands
 from pipeline.errors import ConfigError
@@ -15,7 +12,7 @@ from pipeline.lineage import search
 from pipeline.lineage.policies import Step
 from pipeline.lineage.verdicts import Opinion
 from pipeline.lineage.walk import Lineage, lineage
-from pipeline.runs import Run
+from pipeline.runs import TRAINED, Run
 from pipeline.types import Candidate
 
 LIMIT = 20
@@ -108,7 +105,10 @@ def _candidate(candidate: Candidate, score: float | None, role: str | None, call
 
 
 def _step(step: Step) -> dict[str, Any]:
-    return asdict(step) | {"rounds": [{"run": run, "round": number} for run, number in step.rounds]}
+    return asdict(step) | {
+        "rounds": [{"run": run, "round": number} for run, number in step.rounds],
+        "trainings": [{"name": name, "read": list(read)} for name, read in step.trainings],
+    }
 
 
 def _opinion(opinion: Opinion) -> dict[str, Any]:
@@ -122,32 +122,11 @@ def _opinion(opinion: Opinion) -> dict[str, Any]:
 
 
 def _trainings(workspace: Path, lineage: Lineage) -> list[dict[str, Any]]:
-    """Trainings without rounds that read the pairs of a round that had the pair, or pairs made anew by their link or
-    their artifact's folder, and their commands."""
-    rounds = {(use.run, str(use.round)) for use in lineage.uses}
-    runs = {run for run, _ in rounds}
-    keys = [pairing.made.key for pairing in lineage.pairings]
-    folders = {*keys, *(f"pairs-{key[:8]}" for key in keys)}  # the latter as flows.pairing links them
-    found = []
-    for file in sorted(workspace.glob(f"{TRAINED}/*/{RESULT}")):
-        try:
-            result = json.loads(file.read_text())
-            given = [part["given"] for part in result["data"]]
-            policy = result["policy"]["digest"]
-        except (ValueError, KeyError, TypeError):
-            continue  # not one of ours
-        read = [each for each in given if _names(each, runs, rounds, folders)]
-        if read:
-            commands = [asdict(each) for each in read_commands(file.parent)]
-            found.append({"name": file.parent.name, "read": read, "policy": policy, "commands": commands})
-    return found
-
-
-def _names(given: str, runs: set[str], rounds: set[tuple[str, str]], folders: set[str]) -> bool:
-    """Whether a data set given as ``RUN``, ``RUN:ROUND`` or a folder, with ``NAME=`` or without, is one of these."""
-    named = NAMED.fullmatch(given)
-    where = named["place"] if named else given
-    place = OF_RUN.fullmatch(where)
-    if Path(where).name in folders or place is None:
-        return Path(where).name in folders
-    return place["run"] in runs if place["round"] is None else (place["run"], place["round"]) in rounds
+    """Trainings without rounds that read the pair, and their commands."""
+    return [
+        {
+            "name": each.name, "read": list(read), "policy": each.policy,
+            "commands": [asdict(command) for command in read_commands(workspace / TRAINED / each.name)],
+        }
+        for each, read in lineage.trainings
+    ]  # fmt: skip

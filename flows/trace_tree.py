@@ -175,7 +175,7 @@ def _policies(tree: Tree, role: str, steps: Sequence[Mapping[str, Any]]) -> None
         if made is None:
             branch.add(f"{digest} [yellow]nothing here holds it[/]")
             continue
-        rounds = ", ".join(map(_round, step["rounds"]))
+        rounds = ", ".join([*map(_round, step["rounds"]), *map(_training, step["trainings"])])
         where = f" [dim]({escape(rounds)})[/]" if rounds else ""
         if made["stage"] != "train":
             kind = " ".join(filter(None, (str(made["config"].get("type", made["stage"])), step["path"])))
@@ -192,6 +192,10 @@ def _policies(tree: Tree, role: str, steps: Sequence[Mapping[str, Any]]) -> None
 
 def _round(made: Mapping[str, Any]) -> str:
     return f"{made['run']} {'start' if made['round'] < 0 else 'round ' + str(made['round'])}"
+
+
+def _training(made: Mapping[str, Any]) -> str:
+    return f"training {made['name']} of {', '.join(made['read'])}"
 
 
 def _uses(tree: Tree, found: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ from pipeline.store import Store, digest, locked, write_json
 from pipeline.types import Policy, RoundState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TRAINED, RESULT = "trained", "result.json"
+"""Folder of a workspace with a folder for each training without rounds, and what says of that which training it is."""
 EXTENDABLE = ("rounds", "title", "description", "limits", "health")
 """Settings that may change when a run is taken up again: they decide nothing that was already made."""
 

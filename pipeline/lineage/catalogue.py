@@ -1,17 +1,19 @@
 """What a workspace holds, for a walk that must not fall over what is missing: artifacts by key, policies by digest,
-runs with their rounds. What cannot be read becomes a sentence in ``gaps``."""
+runs with their rounds, trainings without rounds. What cannot be read becomes a sentence in ``gaps``."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RatchetError, StoreError
-from pipeline.runs import Run
+from pipeline.runs import RESULT, TRAINED, Run
 from pipeline.store import MANIFEST, Artifact, Store
 
-MAKERS = ("policy", "train", "average")
-"""Stages whose artifacts hold a policy, those that begin a chain first."""
+MAKERS = ("train", "policy", "average")
+"""Stages whose artifacts hold a policy. A training comes before a checkpoint that was taken in: where both hold it, the
+checkpoint is what the training made, exported and read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,30 @@ class Chronicle:
                 yield int(entry.get("round", -1)), entry.get("artifacts", {})
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One without rounds, as far as its folder tells."""
+
+    name: str
+    key: str
+    """Of its artifact."""
+    policy: str
+    """Digest of the policy it came to."""
+    read: Mapping[str, frozenset[str]]
+    """The data sets as they were given, each with the keys of the artifacts whose pairs were in it when it was read;
+    none where that cannot be known: a file, a name on the Hub."""
+
+    def of(self, keys: Set[str]) -> tuple[str, ...]:
+        """The data sets that have pairs of these artifacts."""
+        return tuple(given for given, held in self.read.items() if held & keys)
+
+
 @dataclass(slots=True)
 class Catalogue:
     workspace: Path
     gaps: list[str] = field(default_factory=list)
     _runs: list[Chronicle] | None = None
+    _trainings: list[Training] | None = None
     _makers: dict[str, list[Artifact]] | None = None
 
     @property
@@ -80,6 +101,23 @@ class Catalogue:
             self.missing(f"run {name!r}: {error}")
             return None
         return Chronicle(name, status["config"], status["initial"] or {}, tuple(status["rounds"]))
+
+    @property
+    def trainings(self) -> list[Training]:
+        """By name."""
+        if self._trainings is None:
+            files = sorted(self.workspace.glob(f"{TRAINED}/*/{RESULT}"))
+            self._trainings = [training for file in files if (training := self._training(file)) is not None]
+        return self._trainings
+
+    def _training(self, file: Path) -> Training | None:
+        try:
+            said = json.loads(file.read_text())
+            read = {str(part["given"]): frozenset(map(str, part["pairs_of"])) for part in said["data"]}
+            return Training(file.parent.name, str(said["training"]["key"]), str(said["policy"]["digest"]), read)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.missing(f"training {file.parent.name!r}: {file} cannot be read ({error!r})")
+            return None
 
     def get(self, key: str, stage: str | None = None) -> Artifact | None:
         """The artifact of that key, of whatever stage where none is named; None where there is none."""
@@ -112,7 +150,7 @@ class Catalogue:
         return list(found.values())
 
     def maker(self, digest: str) -> Artifact | None:
-        """An artifact that holds the policy of that digest: one that began with it before one that came to it."""
+        """An artifact that holds the policy of that digest and did not begin with it, by stage as in MAKERS."""
         if self._makers is None:
             self._makers = {}
             for stage in MAKERS:

@@ -26,6 +26,8 @@ class Step:
     """Of a checkpoint: where it was taken from, as a run's config says."""
     rounds: tuple[tuple[str, int], ...] = ()
     """Runs and rounds that made it; round −1 began with it."""
+    trainings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Trainings without rounds that made it, and the data sets that each was given."""
 
 
 def chain(catalogue: Catalogue, digest: str) -> list[Step]:
@@ -55,15 +57,10 @@ def _step(catalogue: Catalogue, digest: str) -> Step:
         digest, made, made.inputs.get("policy") or made.inputs.get("new"),
         {role: key for role, key in made.inputs.items() if role not in NOT_DATA} if made.stage == "train" else {},
         _reference(catalogue, made.inputs.get("reference")), str(made.config.get("path") or path), tuple(rounds),
+        tuple((each.name, tuple(each.read)) for each in catalogue.trainings if each.key == made.key),
     )  # fmt: skip
 
 
 def _reference(catalogue: Catalogue, key: str | None) -> str | None:
-    if key is None:
-        return None
-    artifact = catalogue.get(key, "reference")
-    if artifact is None:
-        catalogue.missing(f"reference {key}: the artifact is gone")
-        return None
-    policy: str = artifact.manifest["inputs"]["policy"]
-    return policy
+    artifact = None if key is None else catalogue.wanted(key, "reference")
+    return None if artifact is None else str(artifact.manifest["inputs"]["policy"])

@@ -4,12 +4,12 @@
                               │              ├─ proposals ─ paid calls
                               │              └─ policy ─ training ─ policy ─ … ─ first checkpoint
                               ├─ judgments ─ votes ─ paid calls        (a panel: its members' each)
-                              └─ rounds that used it ─ commands
+                              └─ rounds that used it, trainings that read it ─ commands
 
 What is gone or cannot be read is told as such; the rest is still told.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.candidates import group_of
 from pipeline.commands import Command, read_commands
 from pipeline.errors import StoreError
 from pipeline.lineage.answers import paid_answers
-from pipeline.lineage.catalogue import Catalogue, Chronicle, Made
+from pipeline.lineage.catalogue import Catalogue, Chronicle, Made, Training
 from pipeline.lineage.policies import Step, chain
 from pipeline.lineage.search import Found, find_pair, holds, pair_artifacts
 from pipeline.lineage.verdicts import Opinion, opinion_of
@@ -81,6 +81,9 @@ class Lineage:
     """Each policy that sampled, and those before it, by the name of its model; the trained one's is ``policy``."""
     opinion: Opinion | None
     uses: tuple[Use, ...]
+    trainings: tuple[tuple[Training, tuple[str, ...]], ...]
+    """Those without rounds that read an artifact or an export with the pair, and which data sets of theirs these were.
+    """
     commands: tuple[tuple[str, tuple[Command, ...]], ...]
     """Of each run that used it."""
     gaps: tuple[str, ...]
@@ -114,6 +117,7 @@ def lineage(workspace: Path, pair_id: str, ledger: Path) -> Lineage:
         policies={role: tuple(chain(catalogue, digest)) for role, digest in _policies(catalogue, made).items()},
         opinion=opinion_of(catalogue, ledger, pair.judgments_key, pair.prompt.id, shard),
         uses=uses,
+        trainings=_trainings(catalogue, {*(place.artifact.key for place in found.places), *(use.key for use in uses)}),
         commands=tuple((name, _commands(workspace, name)) for name in dict.fromkeys(use.run for use in uses)),
         gaps=tuple(catalogue.gaps),
     )
@@ -186,6 +190,10 @@ def _replayed(catalogue: Catalogue, key: str | None, held: set[str], pair_id: st
     if artifact is None:
         return False
     return bool(held & set(artifact.manifest["inputs"].values())) and holds(artifact, pair_id, catalogue.gaps)
+
+
+def _trainings(catalogue: Catalogue, keys: Set[str]) -> tuple[tuple[Training, tuple[str, ...]], ...]:
+    return tuple((each, read) for each in catalogue.trainings if (read := each.of(keys)))
 
 
 def _commands(workspace: Path, run: str) -> tuple[Command, ...]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from flows import environment
 from flows.trace import LIMIT
 from pipeline.errors import ConfigError, DataError, HubError, StoreError
 from pipeline.export import folder
-from pipeline.store import locked
+from pipeline.store import Store, locked
 from pipeline.texts import toml_lines
 from tests.api_server import ApiServer
 from tests.exported import Making, make_run
@@ -170,6 +171,24 @@ def test_pairs_made_anew_are_trained_on_by_their_link(ratchet: Call, finished: d
     initial = Path(finished["directory"]) / "links" / "initial-policy"
     plan = answered(ratchet("train", entry["link"], "--policy", initial, "--dry-run", "--quiet", *at, "--json"))
     assert sum(part["pairs"] for part in plan["data"]) == entry["pairs"]
+    assert plan["data"][0]["pairs_of"] == [entry["key"]]
+
+
+def test_a_training_on_an_exported_folder_is_found_from_its_pairs(
+    ratchet: Call, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    at, folder = ("--workspace", finished["workspace"]), tmp_path / "food-data"
+    settings = ("--rounds", 0, "--set", "pairing.margin=0", "--set", "pairing.rule=all_pairs")
+    answered(ratchet("export", finished["name"], "--to", folder, *settings, *at, "--json"))
+    initial = Path(finished["directory"]) / "links" / "initial-policy"
+    made = ("--policy", initial, "--limit", 12, "--set", "batch_size=4", "--name", "on-a-folder")
+    trained = answered(ratchet("train", f"mine={folder}", *made, "--quiet", *at, "--json"))
+    shutil.rmtree(folder)  # what it held is known without it
+    row = trained["data"][0]["pairs_of"]
+    (pair,) = Store(Path(finished["workspace"]) / "artifacts").get("pairs", row[0]).table()["pair_id"][:1].to_pylist()
+    found = answered(ratchet("trace", pair, *at, "--json"))
+    assert [(each["name"], each["read"]) for each in found["trainings"]] == [("on-a-folder", [f"mine={folder}"])]
+    assert "ratchet train" in found["trainings"][0]["commands"][0]["line"]
 
 
 # ---------------------------------------------------------------------------------------------- export

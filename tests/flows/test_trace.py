@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.request import RESULT
-from flows.sources import TRAINED
 from flows.trace import pair_ids, trace
 from flows.trace_tree import trace_tree
 from pipeline.commands import note_command
 from pipeline.errors import ConfigError
-from pipeline.store import write_json
+from pipeline.runs import RESULT, TRAINED
+from pipeline.store import Spec, write_json
+from tests.stored import make
 from tests.traced import BASE, FIRST, RULES, SECOND, Place, api, comparer, pairs_of, panel, rater
 
 
@@ -82,21 +82,56 @@ def test_markup_and_line_breaks_in_texts_are_shown_as_they_are(place: Place) -> 
     assert max(map(len, tree.splitlines())) < 240
 
 
-def test_a_training_that_read_the_round_is_told_with_its_command(place: Place) -> None:
-    made = place.round(0, BASE)
+def test_a_training_that_read_the_pair_is_told_with_its_command(place: Place) -> None:
+    made, other = place.round(0, BASE), place.round(1, BASE)
     place.run("food", made)
-    data = {"by-run": "food", "by-round": "mine=food:0", "other-round": "food:1", "other": "prefs.jsonl"}
-    link = f"workspace/runs/food/links/round-000/pairs-{made['pairs'].key[:8]}"
-    data |= {"by-link": link, "named-link": f"mine={link}", "other-link": f"{link[:-1]}x"}
-    for name, given in data.items():
-        folder = place.workspace / TRAINED / name
-        note_command(folder, "c", ["ratchet", "train", given])
-        write_json(folder / RESULT, {"data": [{"given": given}], "policy": {"digest": FIRST}})
+    own = made["pairs"].key
+    data = {
+        "by-run": ("food", [own]),
+        "export": ("./food-data", ["gone", own]),
+        "other": ("food:1", [other["pairs"].key]),
+    }
+    for name, (given, keys) in data.items():
+        result(place, name, [{"given": "prefs.jsonl", "pairs_of": []}, {"given": given, "pairs_of": keys}])
+    found = trace(pairs_of(made["pairs"])[0]["pair_id"], place.workspace)
+    assert [(each["name"], each["read"]) for each in found["trainings"]] == [
+        ("by-run", ["food"]), ("export", ["./food-data"]),
+    ]  # fmt: skip
+    assert "$ ratchet train prefs.jsonl ./food-data" in shown(found)
+    assert found["gaps"] == []
+
+
+def test_a_training_on_replayed_pairs_is_told_and_one_that_cannot_be_read_is_a_gap(place: Place) -> None:
+    first, second = place.round(0, BASE, FIRST), place.round(1, FIRST, SECOND)
+    pair = pairs_of(first["pairs"])[0]["pair_id"]
+    second["replay"] = place.replay(second["pairs"], first["pairs"], pair)
+    place.run("food", first, second)
+    result(place, "again", [{"given": "replayed", "pairs_of": [second["replay"].key]}])
     (place.workspace / TRAINED / "torn").mkdir()
     (place.workspace / TRAINED / "torn" / RESULT).write_text("{")
-    found = trace(pairs_of(made["pairs"])[0]["pair_id"], place.workspace)
-    assert [each["name"] for each in found["trainings"]] == ["by-link", "by-round", "by-run", "named-link"]
-    assert "$ ratchet train mine=food:0" in shown(found)
+    found = trace(pair, place.workspace)
+    assert [each["name"] for each in found["trainings"]] == ["again"]
+    (gap,) = found["gaps"]
+    assert gap.startswith("training 'torn': ")
+
+
+def test_a_policy_that_a_training_made_leads_to_it_though_it_was_exported_and_taken_in_again(place: Place) -> None:
+    made = place.round(0, BASE, FIRST)
+    place.run("food", made)
+    result(place, "mine", [{"given": "./food-data", "pairs_of": [made["pairs"].key]}], made["train"].key)
+    make(place.store, Spec("policy", 1, {"type": "pretrained"}, {"weights": FIRST}), info={"policy": FIRST})
+    found = trace(pairs_of(place.round(1, FIRST)["pairs"])[0]["pair_id"], place.workspace)
+    newest, first = found["policies"]["policy"]
+    assert (newest["made"]["stage"], newest["start"], first["digest"]) == ("train", BASE, BASE)
+    assert newest["trainings"] == [{"name": "mine", "read": ["./food-data"]}]
+    assert "training mine of ./food-data" in shown(found)
+
+
+def result(place: Place, name: str, data: list[dict[str, Any]], key: str = "") -> None:
+    """What a training without rounds leaves in its folder."""
+    folder = place.workspace / TRAINED / name
+    note_command(folder, "c", ["ratchet", "train", *(part["given"] for part in data)])
+    write_json(folder / RESULT, {"data": data, "policy": {"digest": FIRST}, "training": {"key": key}})
 
 
 def test_what_is_gone_is_in_the_tree(place: Place) -> None:
