@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from flows.doctor import Finding
+from pipeline.figures import missing_text
 from pipeline.protocols import Progress
 
 UNKNOWN = "not known: no sample was judged"
@@ -117,6 +118,7 @@ class Console:
                 entry["gate"]["decision"], f"{sum(entry['seconds'].values()):.0f}",
             )  # fmt: skip
         self.terminal.print(rounds)
+        self._never_judged(status["rounds"])
         self._probe_table([status["initial"] or {"evaluation": {}}, *status["rounds"]])
         self.say(f"report: {status['directory']}/report.html")
 
@@ -129,7 +131,14 @@ class Console:
                 short(entry["scores"]["abstained"]), f"{sum(entry['seconds'].values()):.0f}",
             )  # fmt: skip
         self.terminal.print(rounds)
+        self._never_judged(status["rounds"])
         self.say(f"report: {status['directory']}/report.html")
+
+    def _never_judged(self, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """Prompts and candidates that were lost on the way to the judge, a line a round that lost some."""
+        for entry in rounds:
+            for name, text in lost_rows(entry):
+                self.say(f"  round {entry['round']}, {name}: {escape(text)}")
 
     def _probe_table(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """A line an evaluation, the initial policy's first; nothing where the recipe has no probes."""
@@ -159,6 +168,7 @@ def round_rows(state: Mapping[str, Any], markup: bool = True) -> list[tuple[str,
     dropped = ", ".join(f"{count} {reason}" for reason, count in state["dropped"].items() if count) or "none"
     seconds = " · ".join(f"{stage} {value:.1f}" for stage, value in state["seconds"].items())
     return [
+        *lost_rows(state),
         ("pairs", f"{_pairs(state, ' kept', ' of ')} groups; dropped: {dropped}"),
         *margin_rows(state["margin"]),
         *(_policy_rows(state, markup) if state["evaluation"] else []),
@@ -186,6 +196,15 @@ def _pairs(state: Mapping[str, Any], kept: str, of: str) -> str:
     """Pairs out of groups, and between them the groups that gave those pairs where some gave several."""
     source = f" from {state['paired']}" if state["paired"] < state["pairs"] else kept
     return f"{state['pairs']}{source}{of}{state['groups']}"
+
+
+def lost_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where several models answer: what is in no group."""
+    left_out, missing = state.get("left_out", 0), state.get("missing") or {}
+    return [
+        *([("left out", f"{left_out:,} prompts, of which too few candidates came")] if left_out else []),
+        *([("missing", f"candidates of {missing_text(missing)}")] if missing else []),
+    ]
 
 
 def margin_rows(margin: Mapping[str, float]) -> list[tuple[str, str]]:

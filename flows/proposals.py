@@ -20,6 +20,7 @@ from flows.summary import PROPOSALS
 from pipeline.candidates import SHARD, asked_digest, group_shards, shards, write_asked
 from pipeline.config import ServedModel
 from pipeline.errors import DataError
+from pipeline.figures import missing_text
 from pipeline.sampling.proposals import Missing, Proposed, Proposer, counted, identity
 from pipeline.store import Artifact, Draft, Spec, write_json
 from pipeline.tables import candidates_table
@@ -123,11 +124,12 @@ def merge(
                 _write(draft, len(kept), waiting)
             lost = missing(sources, dropped)
             if not kept:
-                raise DataError(f"no prompt of {len(prompts)} has {least} candidates ({_lost(lost)})")
+                raise DataError(f"no prompt of {len(prompts)} has {least} candidates ({missing_text(lost)})")
             write_asked(draft, kept)
             left_out = len(prompts) - len(kept)
             notes = [f"{left_out} prompts left out: fewer than {least} candidates"] if left_out else []
-            progress(len(kept), len(prompts), "; ".join([*notes, *([f"missing: {_lost(lost)}"] if lost else [])]))
+            notes += [f"missing: {missing_text(lost)}"] if lost else []
+            progress(len(kept), len(prompts), "; ".join(notes))
         sampled = [source.artifact.info["policy"] for source in sources if not source.name]
         info = {"prompts_left_out": left_out, "missing": lost, **({"policy": sampled[0]} if sampled else {})}
         rows = sum(int(source.artifact.manifest["rows"]) for source in sources)
@@ -144,13 +146,6 @@ def missing(sources: Sequence[Source], dropped: Mapping[str, Mapping[str, int]])
         for source in sources
     }  # fmt: skip
     return {name: dict(reasons) for name, reasons in found.items() if reasons}
-
-
-def _lost(missing: Mapping[str, Mapping[str, int]]) -> str:
-    return "; ".join(
-        f"{name or 'the policy'}: {', '.join(f'{count} {reason}' for reason, count in reasons.items())}"
-        for name, reasons in missing.items()
-    )
 
 
 def _write(draft: Draft, until: int, groups: Sequence[Group]) -> None:

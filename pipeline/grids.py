@@ -9,7 +9,9 @@ from pipeline.figures import (
     DATA,
     DROP_REASONS,
     EVALUATION,
+    LEFT_OUT,
     MISSING,
+    MISSING_REASONS,
     STAGES,
     TRAINING,
     Figure,
@@ -65,17 +67,35 @@ def training(rounds: Sequence[Entry]) -> Grid:
 
 
 def data(rounds: Sequence[Entry]) -> Grid:
-    """What was judged, kept and dropped, and how it scored."""
+    """What was judged, kept and dropped, and how it scored; before it, what never came to be judged, if anything."""
     head = {name: DATA[name] for name in ("groups", "paired", "pairs")}
     flat = [
-        {**{name: entry.get(name) for name in head},
+        {**_never_judged(entry), **{name: entry.get(name) for name in head},
          **{f"{kind}/{name}": value for kind in ("margin", "scores", "dropped")
             for name, value in (entry.get(kind) or {}).items()}}
         for entry in rounds
     ]  # fmt: skip
     reasons = dict.fromkeys(reason for entry in rounds for reason in entry.get("dropped") or {})
     drops = {f"dropped/{name}": Figure(f"Dropped: {name}", "count", DROP_REASONS.get(name, "")) for name in reasons}
-    return Grid(_names(rounds), list(_rows({**head, **drops, **DATA}, flat)))
+    lost = {name: _lost(name) for entry in rounds for name in _never_judged(entry)}
+    return Grid(_names(rounds), list(_rows({**lost, **head, **drops, **DATA}, flat)))
+
+
+def _never_judged(entry: Entry) -> dict[str, int]:
+    """Prompts and candidates of several models that no group has, where there are some."""
+    missing = {
+        f"missing/{model or 'the policy'}/{reason}": count
+        for model, reasons in (entry.get("missing") or {}).items()
+        for reason, count in reasons.items()
+    }
+    return {**({"left_out": entry["left_out"]} if entry.get("left_out") else {}), **missing}
+
+
+def _lost(name: str) -> Figure:
+    if name == "left_out":
+        return LEFT_OUT
+    model, _, reason = name.removeprefix("missing/").rpartition("/")
+    return Figure(f"Missing of {model}: {reason}", "count", MISSING_REASONS.get(reason, "the call was given up"))
 
 
 def gate(rounds: Sequence[Entry]) -> Grid:

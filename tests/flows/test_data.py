@@ -171,6 +171,7 @@ def test_people_see_the_run_like_any_other(
     Console(to_stdout=True).run_table(Run.existing(Path(status["workspace"]), "data").status())
     said = capsys.readouterr().out
     assert "complete" in said and "6/6" in said
+    assert "missing" not in said and "left out" not in said
     rows = dict(round_rows(status["rounds"][0]))
     assert rows["pairs"] == "6 kept of 6 groups; dropped: none"
     assert "gate" not in rows and "propose" in rows["seconds"]
@@ -246,7 +247,9 @@ def test_a_server_that_is_down_leaves_its_share_to_the_other(make: Make, tmp_pat
     assert status["rounds"][0]["pairs"] == QUESTIONS
 
 
-def test_calls_given_up_make_groups_smaller_and_are_counted_by_model_and_reason(make: Make, tmp_path: Path) -> None:
+def test_calls_given_up_make_groups_smaller_and_are_counted_by_model_and_reason(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sometimes(body: Body) -> Any:
         return {"choices": []} if body["messages"][-1]["content"] in ("question 3", "question 5") else wordy(body)
 
@@ -259,7 +262,14 @@ def test_calls_given_up_make_groups_smaller_and_are_counted_by_model_and_reason(
     assert candidates.info["prompts_left_out"] == 2
     assert {prompt.id for prompt in asked(candidates)} == {f"q{n}" for n in range(QUESTIONS)} - {"q3", "q5"}
     assert candidates.manifest["rows"] + candidates.manifest["dropped"]["too_few"] == 3 * QUESTIONS - 4
-    assert (status["rounds"][0]["groups"], status["rounds"][0]["pairs"]) == (QUESTIONS - 2, QUESTIONS - 2)
+    entry = status["rounds"][0]
+    assert (entry["groups"], entry["pairs"], entry["left_out"]) == (QUESTIONS - 2, QUESTIONS - 2, 2)
+    assert entry["missing"] == candidates.info["missing"]
+    Console(to_stdout=True).run_table(status)
+    said = capsys.readouterr().out
+    assert "round 0, left out: 2 prompts, of which too few candidates came" in said
+    assert "round 0, missing: candidates of wordy: 4 no_choice; terse: 2 too_few" in said
+    assert "Missing of wordy: no_choice" in (Path(status["directory"]) / "report.html").read_text()
 
 
 def test_too_many_calls_given_up_stop_the_run_and_it_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:

@@ -133,6 +133,19 @@ def test_every_figure_of_the_status_is_on_the_page(food: tuple[dict[str, Any], S
     assert status["policy"]["digest"] in text
 
 
+def test_what_never_came_to_the_judge_is_on_the_page_where_there_is_some(
+    food: tuple[dict[str, Any], Store, Path],
+) -> None:
+    status, store, root = food
+    assert "Missing of" not in (text := page_of(status, store, root).text) and "Prompts left out" not in text
+    first, *rest = status["rounds"]
+    lost = {"left_out": 2, "missing": {"big": {"timeout": 31}, "": {"too_few": 7}}}
+    text = page_of({**status, "rounds": [{**first, **lost}, *rest]}, store, root).text
+    assert "Prompts left out in no group, because too few candidates of theirs came 2 – –" in text
+    assert "Missing of big: timeout the call was given up 31 – –" in text
+    assert "Missing of the policy: too_few its prompt has too few candidates to compare 7 – –" in text
+
+
 def test_every_figure_has_a_name_for_people(food: tuple[dict[str, Any], Store, Path]) -> None:
     status, store, root = food
     text = page_of(status, store, root).text

@@ -64,6 +64,14 @@ def test_without_a_licence_the_card_says_that_it_is_unknown(run: Run) -> None:
     assert "The licence is unknown" not in card_of(run, Terms("mit"))
 
 
+def test_what_never_came_to_the_judge_is_counted(run: Run) -> None:
+    entries = run.status()["rounds"]
+    lost = [{**entries[0], "left_out": 2, "missing": {"big": {"timeout": 31}}}, *entries[1:]]
+    told = data_card(run, lost, COUNTS, False, EXAMPLE, Terms())
+    assert "| Prompts left out | 2 | – |" in told and "| Missing of big: timeout | 31 | – |" in told
+    assert "left out |" not in card_of(run) and "Missing of" not in card_of(run)
+
+
 @pytest.mark.parametrize("licence", ["", "Apache 2.0", "mit\nevil: true", "../mit"])
 def test_a_licence_that_is_no_identifier_is_refused(licence: str) -> None:
     with pytest.raises(ConfigError, match=r"--license .*allowed.*apache-2.0"):
