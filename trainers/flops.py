@@ -1,5 +1,11 @@
-"""How much arithmetic a batch needs, and what share of a GPU's peak that is (MFU, Chowdhery et al. 2022,
-arXiv:2204.02311, appendix B)."""
+"""How much arithmetic a training step needs, and what share of a device's peak that is: the one definition, for a
+training's own figures and for the benchmarks.
+
+Counted are model FLOPs: what the step's tokens need by the model's shape, two for a multiplication and its addition,
+forward and backward. Not counted is what a way of computing adds to them: padding, activations computed again to save
+memory, a second pass for a loss that couples the batch; nor norms, activation functions, the embedding's look-up, the
+optimiser and the reference.
+"""
 
 from collections.abc import Iterable
 
@@ -8,7 +14,10 @@ from transformers import PreTrainedModel
 
 from trainers.packing import PromptGroup
 
-PEAK = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12}
+PEAK = {
+    "A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12,
+    "RTX 4090": 165e12,
+}  # fmt: skip
 """Dense bfloat16 operations a second, by a part of the device's name; the first that fits counts."""
 
 
@@ -20,8 +29,22 @@ def peak_of(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK.items() if part in name), None)
 
 
+def utilisation(flops: float, seconds: float, device: torch.device, devices: int = 1) -> float | None:
+    """Model FLOPs utilisation, MFU: ``flops`` over what ``devices`` like this one could do in ``seconds`` at best; None
+    where their peak is not known.
+
+    As Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B) define it: throughput over that of a system at peak
+    FLOPs, with recomputation left out, unlike hardware FLOPs utilisation. They take 6 N + 12 L A T for every token of a
+    row of T, as if it attended all of the row; here a token's attention is counted for the keys that it sees, about
+    half of them, and the head at completion tokens alone. So figures are lower than by their count, and none is for
+    arithmetic that the loss has no use for.
+    """
+    peak = peak_of(device)
+    return None if peak is None else flops / seconds / (peak * devices)
+
+
 class Arithmetic:
-    """Operations that a training step of a model needs, whatever way it is computed.
+    """Operations (FLOPs) that a training step of a model needs, whatever way it is computed.
 
     With N parameters outside embeddings and head, of which N' are trained, L layers of width A = heads × head size, and
     a vocabulary V by hidden size H:
@@ -30,8 +53,9 @@ class Arithmetic:
               + 12 L A · keys seen by all tokens      a window's tokens see no more than the window
               + 6 V H · completion tokens             4 V H where the head is frozen
 
-    Input tokens are those of packs: a prompt once, and each of its completions once. What is computed twice to save
-    memory, or once more because a loss couples the batch, does not count; of experts all count.
+    12 is 2 FLOPs for queries by keys and 2 for weights by values, three times: forward, and backward for either side.
+    Input tokens are those of packs: a prompt once, and each of its completions once but for its last token; whoever
+    runs a prompt once a row gives groups of one completion. Of experts all count.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from pipeline.errors import NonFiniteError, StepZeroError
 from trainers.batches import batches_of_epoch
 from trainers.checkpoints import STATE, load_training_state, save_training_state
 from trainers.examples import Example
-from trainers.flops import Arithmetic, peak_of
+from trainers.flops import Arithmetic, utilisation
 from trainers.guards import reason_to_stop
 from trainers.lesson import Lesson
 from trainers.memory import begin_peak, halve_budget, is_out_of_memory, peak_memory
@@ -181,9 +181,8 @@ class Loop:
             "tokens": tokens, "tokens_per_second": tokens / seconds, "pairs_per_second": len(examples) / seconds,
             **peak_memory(device),
         }  # fmt: skip
-        if peak := peak_of(device):
-            cost["mfu"] = self.arithmetic.flops(groups) / seconds / (peak * self.gradients.share.size)
-        return cost
+        mfu = utilisation(self.arithmetic.flops(groups), seconds, device, self.gradients.share.size)
+        return cost if mfu is None else {**cost, "mfu": mfu}
 
     def _record(self, sampled: bool) -> None:
         if self.recorder is not None:

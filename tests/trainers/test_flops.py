@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainers.naive import make_model
-from trainers.flops import Arithmetic, keys_seen, peak_of
+from trainers.flops import Arithmetic, keys_seen, peak_of, utilisation
 from trainers.packing import PromptGroup
 
 
@@ -57,5 +57,28 @@ def _body(model: torch.nn.Module) -> int:
     return sum(each.numel() for name, each in model.named_parameters() if "embed" not in name and "lm_head" not in name)
 
 
+def test_one_completion_a_row_costs_its_prompt_each_time() -> None:
+    """As a trainer without shared prompts runs them: the prompt's tokens and keys twice, the completions' as before."""
+    arithmetic = Arithmetic(make_model("llama"))
+    prompt, completions = (1,) * 7, ((2,) * 9, (3,) * 4)
+    shared = arithmetic.flops([PromptGroup(prompt, completions)])
+    apart = arithmetic.flops([PromptGroup(prompt, (completion,)) for completion in completions])
+    seen = len(prompt) * (len(prompt) + 1) / 2
+    assert apart - shared == arithmetic.a_token * len(prompt) + arithmetic.a_key * len(arithmetic.windows) * seen
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12), ("Tesla T4", None)],
+)
+def test_utilisation_is_of_the_peak_of_all_devices(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    found = utilisation(4e14, 2.0, torch.device("cuda"), devices=4)
+    assert found == (None if peak is None else pytest.approx(2e14 / (4 * peak)))
+
+
 def test_the_peak_of_a_cpu_is_not_known() -> None:
     assert peak_of(torch.device("cpu")) is None
+    assert utilisation(1.0, 1.0, torch.device("cpu")) is None
