@@ -69,7 +69,7 @@ TRAINING: Mapping[str, Figure] = {
 DATA: Mapping[str, Figure] = {
     "groups": Figure("Groups", "count", "prompts with their candidates, judged"),
     "paired": Figure("Groups paired", "count", "groups that gave a pair; the others were dropped"),
-    "pairs": Figure("Pairs kept", "count", "preference pairs, trained on but for those held out"),
+    "pairs": Figure("Pairs kept", "count", "preference pairs that the rule and the filters gave"),
     "margin/mean": Figure("Margin, mean", "score", "score of chosen minus score of rejected, kept pairs"),
     "margin/median": Figure("Margin, median", "score"),
     "margin/std": Figure("Margin, deviation", "score", "standard deviation"),

@@ -4,7 +4,7 @@
     data/<config>/train-<round>-<digest>-<part>.parquet
 
 Read and written a shard at a time, so that memory does not grow with the run. There is one split, ``train``: prompts
-held out for evaluation were asked in no round, and so are in none of it.
+held out for evaluation were asked in no round, and so are, by their ids, in none of it.
 """
 
 from collections import Counter

@@ -135,6 +135,35 @@ def training(config: Entry) -> Table:
     return settings({name: trainer[name] for name in wanted if trainer.get(name) not in (None, {}, [])})
 
 
+def pairing(values: Entry) -> Table:
+    """The rule and the filters, but for what has no effect beside the others."""
+    idle = {
+        "threshold": values.get("rule") != "threshold",
+        "margin_unit": not values.get("margin"),
+        "replay": not (values.get("replay") or {}).get("share"),
+    }
+    return settings({name: value for name, value in values.items() if not idle.get(name)})
+
+
+def held_out(config: Entry) -> str:
+    """A sentence on the prompts that no round asked, and on what else has their text; empty where there are none."""
+    prompts = config.get("prompts") or {}
+    if not prompts.get("held_out"):
+        return ""
+    same = {
+        "none": ", but prompts were not deduplicated: one with the same text may be, under another id",
+        "near": ", nor is one with the same text, or, as far as such were found, with nearly the same",
+    }.get(str(prompts.get("deduplicate")), ", nor is one with the same text")
+    return f"Prompts that were held out for evaluation are in none of the configs{same}."
+
+
+def held_out_pairs(entries: Sequence[Entry]) -> str:
+    """A sentence on the pairs that were measured and not trained on; empty without them."""
+    counts = [(entry["round"], (entry.get("training") or {}).get("held_out")) for entry in entries]
+    told = ", ".join(f"{write(count)} in round {number}" for number, count in counts if count)
+    return f"Pairs of a share of the prompts were never trained on, but measured in training: {told}." if told else ""
+
+
 def settings(values: Entry) -> Table:
     """A row a setting, inner tables with dotted names, as in a recipe; those that are not set are left out."""
     lines = [line.partition(" = ") for line in toml_lines(values) if not line.startswith("#")]

@@ -17,8 +17,9 @@ from pipeline.export.columns import CONFIGS
 from pipeline.export.dataset import export_data
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
-from tests.exported import HOSTILE, POLICIES, Making, make_run
+from tests.exported import CONFIG, HOSTILE, POLICIES, Making, make_run
 
+PROMPTS: dict[str, Any] = CONFIG["prompts"]
 COUNTS = Counts({config: {0: 3, 1: 4} for config in CONFIGS}, {})
 EXAMPLE = {
     "round": 1, "prompt_text": "what is", "chosen_text": "good", "rejected_text": "bad", "score_chosen": 2.0,
@@ -112,6 +113,52 @@ def test_a_card_says_who_evaluated_where_the_judge_that_labelled_did_not(tmp_pat
     for card in (card_of(run), model_card_of(run)):
         assert "did not label the pairs.\n\n- rules: brief (length)\n\n| figure |" in card
     assert "(length)" not in card_of(make_run(tmp_path / "same"))
+
+
+@pytest.mark.parametrize(
+    ("pairing", "shown"),
+    [
+        ({}, {"rule", "pairs_per_prompt", "keep"}),
+        ({"rule": "threshold"}, {"rule", "threshold"}),
+        ({"margin": 1.0, "margin_unit": "sigma"}, {"margin", "margin_unit"}),
+        ({"replay": {"share": 0.25, "offline": "other"}}, {"replay.share", "replay.offline"}),
+    ],
+    ids=str,
+)
+def test_a_card_lists_no_setting_without_an_effect(pairing: dict[str, Any], shown: set[str], tmp_path: Path) -> None:
+    made = make_run(tmp_path, Making(config={"pairing": pairing}))
+    for card in (card_of(made), model_card_of(made)):
+        listed = set(re.findall(r"^\| `([a-z_.]+)` \|", card, re.M))
+        assert shown <= listed
+        assert not ({"threshold", "margin_unit", "replay.share", "replay.offline"} - shown) & listed
+
+
+@pytest.mark.parametrize(
+    ("deduplicate", "said"),
+    [
+        ("none", "configs, but prompts were not deduplicated: one with the same text may be, under another id."),
+        ("exact", "configs, nor is one with the same text."),
+        ("near", "configs, nor is one with the same text, or, as far as such were found, with nearly the same."),
+    ],
+)
+def test_a_card_claims_of_held_out_prompts_what_their_preparation_saw_to(
+    deduplicate: str, said: str, tmp_path: Path
+) -> None:
+    made = make_run(tmp_path / "some", Making(config={"prompts": PROMPTS | {"deduplicate": deduplicate}}))
+    assert f"Prompts that were held out for evaluation are in none of the {said}\n" in card_of(made)
+    alike = "a held-out one may have the text of one that was trained on"
+    assert (alike in model_card_of(made)) == (deduplicate == "none")
+
+
+def test_a_card_tells_of_pairs_that_were_not_trained_on(run: Run) -> None:
+    entries = run.status()["rounds"]
+    apart = [entries[0], {**entries[1], "training": {"held_out": 1234}}]
+    said = "Pairs of a share of the prompts were never trained on, but measured in training: 1,234 in round 1."
+    cards = [
+        data_card(run, apart, COUNTS, False, EXAMPLE, Terms()), model_card(run, apart, 1, POLICIES[2], False, Terms())
+    ]  # fmt: skip
+    assert all(said in card for card in cards)
+    assert "never trained on, but" not in card_of(run) + model_card_of(run)
 
 
 def test_every_table_of_a_card_has_rows_of_one_width(tmp_path: Path) -> None:
