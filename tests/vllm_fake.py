@@ -34,6 +34,8 @@ class VllmFake:
         """Of each completion asked for: its status, or why it ended after one token; None for a good one, as all are
         after it."""
         self.latency, self.keeps_cache = latency, keeps_cache
+        self.model = "policy"
+        """What it calls what it serves."""
         self.asked: list[str] = []
         """Paths, in order."""
         self.completions: list[dict[str, Any]] = []
@@ -71,7 +73,9 @@ class VllmFake:
         self.asked.append(path)
         match path:
             case "/v1/models":
-                return 200, {"data": [{"id": "policy", "max_model_len": self.longest}]}
+                return 200, {"data": [{"id": self.model, "max_model_len": self.longest}]}
+            case "/v1/completions" if body["model"] != self.model:
+                return 404, {"error": {"message": f"The model {body['model']} does not exist"}}
             case "/v1/completions":
                 return self.complete(body)
             case _ if not self.development:

@@ -10,10 +10,15 @@ policy that is asked for.
 
 Whatever was done, the policy's probe is measured over the same line before a server's samples are taken: when a policy
 is loaded, when a sampling begins, and when a server that was lost is back, since one that started anew serves what it
-was started with.
+was started with. An answer counts where the server is known, or proved again, to have been one and the same from before
+it was asked until after it answered.
+
+A server that refuses, or serves another policy and takes no weights, is left out until the next policy is loaded: what
+is sampled ends only where none is left.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +27,7 @@ from typing import Any, TypeVar
 
 from pipeline.calls.client import AHEAD, run
 from pipeline.calls.limits import Waits, back_off
+from pipeline.calls.outcomes import Outcome
 from pipeline.calls.ways import LOST, roomiest
 from pipeline.config import SamplingConfig
 from pipeline.errors import JudgeError, SamplingError, WeightSyncError
@@ -30,9 +36,12 @@ from pipeline.sampling.served import Served
 from pipeline.sampling.vllm_api import Failed, VllmServer
 from pipeline.types import Candidate, Group, Policy
 
+log = logging.getLogger("ratchet.sampling")
+
 T = TypeVar("T")
 GONE = ("no_connection", "cut_off")
 """After these a server may be another process."""
+STALE = Outcome("loaded_anew", "it was lost or loaded anew while it answered")
 
 
 class ServerSampler:
@@ -56,11 +65,12 @@ class ServerSampler:
         self._served: Served | None = None
 
     def load(self, policy: Policy) -> None:
-        """As in Sampler. A server that cannot be reached is left aside, as long as another can.
+        """As in Sampler. A server that cannot be reached is left aside, and one that is not fit for the policy left out
+        with a warning, as long as there is another.
 
         Raises:
-            WeightSyncError: a server does not give the probe's log-probabilities, and cannot be made to.
-            SamplingError: no server can be reached, or one is not fit for the policy.
+            WeightSyncError: no server gives the probe's log-probabilities, or can be made to.
+            SamplingError: no server can be reached and is fit for the policy; why, for each.
         """
         self._served = None
         served = Served.read(policy, self._config)
@@ -111,16 +121,18 @@ class ServerSampler:
     async def _prepare(self, served: Served) -> None:
         """Have the servers serve the policy, all that can be reached and at least one."""
         results = await asyncio.gather(*(server.serve(served) for server in self._servers), return_exceptions=True)
-        reached = 0
+        failed: list[str] = []
         for server, result in zip(self._servers, results, strict=True):
-            if isinstance(result, Failed):
+            if isinstance(result, SamplingError):
+                self._leave_out(server, result)
+            elif isinstance(result, Failed):
                 server.fell()
+                failed.append(str(result))
             elif result is not None:
                 raise result
-            else:
-                reached += 1
-        if not reached:
-            raise SamplingError(f"no server of the policy can be reached or works: {results[0]}")
+        if len(failed) == len(able := self._able()):
+            left_out = [str(each.fatal) for each in self._servers if each not in able]
+            raise SamplingError(f"no server of the policy can be reached or works: {'; '.join([*failed, *left_out])}")
 
     async def _group(self, served: Served, request: SampleRequest, decoding: Decoding) -> Group:
         room = served.room(request, decoding)
@@ -137,43 +149,64 @@ class ServerSampler:
         """What the server with the most room answers; where it fails, what another does.
 
         Raises:
-            SamplingError: ``tries`` calls failed, or no server is left that serves the policy.
+            SamplingError: ``tries`` calls failed, or no server is left that serves the policy; why, for each.
         """
-        tries = 0
+        tries, why = 0, dict[str, str]()
         while True:
             async with self._ahead:
                 server = roomiest(self._able())
                 server.taken += 1
                 try:
                     await server.serve(served)
+                    life = server.life
                     answer = await ask(server)
-                    server.stands()
-                    return answer
+                    await server.serve(served)  # nothing, unless it was doubted meanwhile
+                    if server.life == life:
+                        server.stands()
+                        return answer
+                    outcome = STALE
                 except Failed as failed:
                     outcome = failed.outcome
-                    if outcome.reason in LOST:
-                        server.fell()
-                        server.doubt()
-                    if outcome.reason in GONE:
-                        server.forget()
-                except WeightSyncError as error:  # it came back with other weights, and takes no new ones
-                    server.fatal = error
+                    _doubt(server, outcome)
+                except SamplingError as error:  # it came back with other weights or another model, and stays so
+                    self._leave_out(server, error)
                     continue
                 finally:
                     server.taken -= 1
+            why[server.name] = f"{server.name}: {outcome.reason}: {outcome.detail}"
+            if outcome.fatal:
+                self._leave_out(server, SamplingError(why[server.name]))
+                continue
             others = any(not each.aside for each in self._able() if each is not server)
             tries += not (others and outcome.reason == "no_connection")
             if not outcome.again or tries >= self._tries:
-                raise SamplingError(f"{server.name}: {outcome.reason}: {outcome.detail}")
+                raise SamplingError("; ".join(why.values()))
             if not others:
                 await asyncio.sleep(back_off(tries, self._waits.back_off, self._waits.longest_back_off))
 
     def _able(self) -> list[VllmServer]:
-        able = [server for server in self._servers if server.fatal is None]
-        if not able:
-            assert self._servers[0].fatal is not None
-            raise self._servers[0].fatal
-        return able
+        """Those not left out. Raises SamplingError, or WeightSyncError where that is why for each, where none is."""
+        if able := [server for server in self._servers if server.fatal is None]:
+            return able
+        reasons = [server.fatal for server in self._servers if server.fatal is not None]
+        if len(reasons) == 1:
+            raise reasons[0]
+        kind = WeightSyncError if all(isinstance(each, WeightSyncError) for each in reasons) else SamplingError
+        raise kind(f"no server of the policy is left: {'; '.join(map(str, reasons))}")
+
+    def _leave_out(self, server: VllmServer, error: SamplingError) -> None:
+        """Ask this server no more, until a policy is loaded again."""
+        known, server.fatal = server.fatal, error
+        if known is None and any(each.fatal is None for each in self._servers):
+            log.warning("%s is left out: %s; its share goes to the other servers", server.name, error)
+
+
+def _doubt(server: VllmServer, outcome: Outcome) -> None:
+    if outcome.reason in LOST:
+        server.fell()
+        server.doubt()
+    if outcome.reason in GONE:
+        server.forget()
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -46,6 +46,8 @@ class VllmServer(Way):
         self._base = endpoint.base_url.rstrip("/")
         self._root = self._base.removesuffix("/v1")
         self._session: aiohttp.ClientSession | None = None
+        self.life = 0
+        """Raised when it may have become another process, and when weights were loaded into it."""
         self._loaded: str | None = None
         """Digest of the policy that it was given, or seen to serve."""
         self._proved: str | None = None
@@ -63,6 +65,7 @@ class VllmServer(Way):
         """Have it loaded anew. A proof alone is no proof of a server that may have begun with a policy like it: in
         16 bit two that are a small step apart both pass."""
         self._loaded = self._proved = None
+        self.life += 1
 
     async def serve(self, served: Served) -> None:
         """Serve this policy, loaded if it is not proved to be already.
@@ -76,6 +79,7 @@ class VllmServer(Way):
             if self._proved == served.policy.digest:
                 return
             if not await self._still_serves(served):
+                self.life += 1
                 await self._check_model(served)
                 await self._bring(served)
             self._loaded = self._proved = served.policy.digest
@@ -254,7 +258,7 @@ class VllmServer(Way):
         if status != 200:
             outcome = of_status(status, read, works=True)
             detail = showable(outcome.detail, self._secret)
-            raise Failed(self.name, Outcome(outcome.reason, detail, again=outcome.again and not outcome.fatal), status)
+            raise Failed(self.name, Outcome(outcome.reason, detail, again=outcome.again, fatal=outcome.fatal), status)
         if not isinstance(read, dict):
             raise Failed(self.name, Outcome("bad_json", showable(str(read), self._secret)))
         return read

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from pipeline.calls.limits import Waits
 from pipeline.config import Endpoint, SamplingConfig
 from pipeline.errors import SamplingError, WeightSyncError
+from pipeline.policy import read_probe
 from pipeline.protocols import Decoding, Sampler
 from pipeline.sampling import engine_name, engine_settings, start_sampler
 from pipeline.sampling.server import ServerSampler
+from pipeline.types import Policy
 from tests import vllm_server
 from tests.tiny import BOS, EOS, make_policy, naive_logprobs, perturb
 from tests.vllm_fake import VllmFake
@@ -223,6 +225,126 @@ def test_a_server_that_comes_back_is_given_the_policy_again(sampler_of: Make, un
         server.start()  # nobody asked it anything meanwhile
         assert len(draw(sampler, ask(TEXTS), DECODING)) == len(TEXTS)
         assert server.policy.path == untied.second.path
+
+
+MANY = ask([chr(ord("a") + letter) for letter in range(20)])
+
+
+def changing(sampler: ServerSampler, change: Callable[[], None]) -> dict[str, Any]:
+    """What is drawn for MANY where something happens after some groups."""
+    groups = {}
+    for group in sampler.sample(MANY, DECODING):
+        groups[group.prompt.id] = group.candidates
+        if len(groups) == 5:
+            change()
+    return groups
+
+
+def drawn_by(sampler: ServerSampler, policy: Policy) -> dict[str, Any]:
+    sampler.load(policy)
+    return draw(sampler, MANY, DECODING)
+
+
+@pytest.mark.parametrize("anew", [True, False], ids=["started anew", "renamed in place"])
+def test_a_server_with_another_model_is_left_out_and_named(
+    sampler_of: Make, untied: Pair, caplog: pytest.LogCaptureFixture, anew: bool
+) -> None:
+    with VllmFake(untied.first, latency=0.01) as stays, VllmFake(untied.first, latency=0.01) as turns:
+        sampler = sampler_of(stays, turns, concurrency=2)
+        sampler.load(untied.first)
+
+        def turn() -> None:
+            if anew:
+                turns.stop()
+            turns.model = "another"
+            if anew:
+                turns.start()
+
+        groups = changing(sampler, turn)
+        asked = len(turns.completions)
+        assert draw(sampler, MANY[:5], DECODING).keys() == {each.prompt.id for each in MANY[:5]}
+        assert len(turns.completions) == asked  # nobody asks it again
+        assert groups == drawn_by(sampler_of(stays), untied.first)
+        (warning,) = [each for each in caplog.messages if "left out" in each]
+        assert warning.startswith(f"policy at {turns.base_url} is left out: ")
+        assert warning.endswith("; its share goes to the other servers")
+        turns.model = "policy"
+        sampler.load(untied.second)  # the next round's: it may be well again
+        assert turns.policy.path == untied.second.path
+
+
+def test_of_servers_that_take_no_weights_one_with_others_is_left_out(
+    sampler_of: Make, untied: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        VllmFake(untied.first, latency=0.01, development=False) as stays,
+        VllmFake(untied.first, latency=0.01, development=False) as turns,
+    ):
+        sampler = sampler_of(stays, turns, concurrency=2)
+        sampler.load(untied.first)
+        later: list[int] = []
+
+        def turn() -> None:
+            turns.stop()
+            turns.first = untied.second
+            turns.start()
+            later.append(len(turns.completions))
+
+        assert changing(sampler, turn) == drawn_by(sampler_of(stays), untied.first)
+        assert len(turns.completions) == later[0]  # of the other weights nothing was drawn
+        assert [
+            each for each in caplog.messages if f"{turns.base_url} is left out" in each and "does not serve" in each
+        ]
+
+
+def test_where_no_server_is_left_each_says_why(sampler_of: Make, untied: Pair) -> None:
+    with VllmFake(untied.first, development=False) as one, VllmFake(untied.first) as other:
+        sampler = sampler_of(one, other)
+        sampler.load(untied.first)
+        other.model = "another"
+        one.policy = untied.second  # after its next proof
+        with pytest.raises(SamplingError) as none:
+            draw(sampler, MANY, DECODING)
+        assert not isinstance(none.value, WeightSyncError)
+        assert str(none.value).startswith("no server of the policy is left: ")
+        assert f"policy at {one.base_url} does not serve policy" in str(none.value)
+        assert f"policy at {other.base_url}: refused_access: 404: The model policy does not exist" in str(none.value)
+
+
+def test_a_policy_is_loaded_where_one_server_of_two_is_unfit(
+    sampler_of: Make, untied: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    with VllmFake(untied.first) as fit, VllmFake(untied.first, longest=100) as short:
+        groups = drawn_by(sampler_of(fit, short), untied.second)
+        assert not short.completions
+        assert groups == drawn_by(sampler_of(fit), untied.second)
+        assert [each for each in caplog.messages if f"{short.base_url} is left out: sampling.max_model_len" in each]
+        gone = VllmFake(untied.first)
+        gone.start()
+        gone.stop()
+        with pytest.raises(SamplingError, match=f"no server .*{gone.port}.*max_model_len: 200"):
+            sampler_of(gone, short).load(untied.first)
+
+
+def test_an_answer_from_before_its_server_was_lost_is_asked_for_again(sampler_of: Make, untied: Pair) -> None:
+    with VllmFake(untied.first, script=[None, "abort"]) as server:
+        sampler = sampler_of(server, concurrency=2)
+        sampler.load(untied.first)
+        (way,) = sampler._servers
+        life, complete = way.life, server.complete
+
+        def late(body: dict[str, Any]) -> tuple[int, Any]:
+            answer, first = complete(body), len(server.completions) == 1
+            while first and way.life == life:  # the other call is broken off, and the server may be another process
+                threading.Event().wait(0.001)
+            return answer
+
+        server.complete = late  # type: ignore[method-assign]
+        (group,) = draw(sampler, ask(["a"], n=2), DECODING).values()
+        seeds = [body["seed"] for body in server.completions]
+        assert sorted(seeds) == sorted([each.seed for each in group] * 2)
+        loaded = len(server.asked) - server.asked[::-1].index("/collective_rpc")
+        assert server.asked[loaded:].count("/v1/completions") == 2 + len(read_probe(untied.first.path).sequences)
 
 
 def test_a_sampling_that_is_stopped_early_leaves_nothing_behind(sampler_of: Make, untied: Pair) -> None:
