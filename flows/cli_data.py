@@ -9,6 +9,7 @@ from flows import environment
 from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, in_workspace, print_json, work
 from flows.sources import OF_RUN
 from pipeline.config import DataConfig
+from pipeline.errors import ConfigError
 from pipeline.recipe import load_data_recipe
 from pipeline.runs import Run
 
@@ -107,6 +108,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a run's data set or policy, with its card: preference pairs, candidates, judgments, drops; safetensors."""
+    name, number = _run_and_round(run)
+    if number is not None:
+        raise ConfigError(f"run {run!r}: a round is given apart; allowed: {name} --rounds {number} for its data, or"
+                          f" {name} --what policy --round {number}")  # fmt: skip
     from flows.console import Console
     from flows.export import export as write
     from flows.export import exported

@@ -29,6 +29,8 @@ from pipeline.store import Artifact
 Entry = Mapping[str, Any]
 BEFORE_PAIRS = ("sampled", "candidates", "judgments")
 """Artifacts of a round that pairs are made from."""
+BY_MARGIN = ("pairing.margin", "pairing.margin_unit", "pairing.keep")
+"""Settings that a preview of margins takes the place of."""
 
 
 # ---------------------------------------------------------------------------------------------- doing it
@@ -66,6 +68,7 @@ def repair(
             }
         )  # fmt: skip
     settings = config.model_dump(mode="json", exclude={"replay"})
+    run.note_pairs(settings, [each["key"] for each in made if not each["own"]])
     return {"run": run.name, "pairing": settings, "changed": list(overrides), "rounds": made}
 
 
@@ -83,6 +86,8 @@ def preview_margins(
     """
     status = run.status()
     asked = load_pairing(status["config"], overrides)
+    if idle := [each for each in overrides if each.partition("=")[0].strip() in BY_MARGIN]:
+        raise ConfigError(f"--set {idle[0]!r} has no effect with --margins, which shows what every margin keeps")
     config = asked.model_copy(update={"margin": 0.0, "margin_unit": "sigma", "keep": 1.0})
     made = []
     for entry in _rounds(status, rounds):

@@ -201,8 +201,9 @@ def _training(made: Mapping[str, Any]) -> str:
 def _uses(tree: Tree, found: Mapping[str, Any]) -> None:
     if not found["uses"] and not found["trainings"]:
         tree.add("[bold]used[/] by no run here")
+    using = {use["run"] for use in found["uses"]}
     for run, commands in found["commands"].items():
-        branch = tree.add(f"[bold]used[/] by run {escape(run)}")
+        branch = tree.add(f"[bold]{'used[/] by' if run in using else 'made anew[/] of'} run {escape(run)}")
         for use in found["uses"]:
             if use["run"] == run:
                 end = f" to policy {use['policy'][:DIGITS]}, {use['decision']}" if use["policy"] else ", not trained on"

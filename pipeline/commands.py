@@ -2,6 +2,7 @@
 
 A line says what would be typed again, anywhere: the words as they came, the versions at work, a digest of the settings;
 no working directory, no host, and no secret. Written at a session's start, so that one that was killed is there too.
+Beside the sessions there are the commands that made other pairs of what a run had sampled and judged.
 """
 
 import json
@@ -49,17 +50,20 @@ class Command:
     """Digest of the settings it came to."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of Python, of Ratchet, and of the libraries that decide numbers, where they are installed."""
+    anew: tuple[str, ...] = ()
+    """Keys of the pairs that it made anew: then it is no session of the run, which stayed as it was."""
 
 
-def note_command(directory: Path, config: str, argv: Sequence[str] | None = None) -> None:
+def note_command(directory: Path, config: str, argv: Sequence[str] | None = None, anew: Sequence[str] = ()) -> None:
     """Add this session to the folder's commands, on the disk before it returns.
 
     Args:
         config: digest of the settings.
         argv: as ``sys.argv``, which it is by default.
+        anew: keys of the pairs it made anew, of what is no session.
     """
     at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    line = json.dumps(asdict(Command(typed(sys.argv if argv is None else argv), at, config, _versions())))
+    line = json.dumps(asdict(Command(typed(sys.argv if argv is None else argv), at, config, _versions(), tuple(anew))))
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / COMMANDS, "ab+") as file:
         torn = file.tell() and not _ends_a_line(directory / COMMANDS)
@@ -78,8 +82,8 @@ def read_commands(directory: Path) -> list[Command]:
     for line in lines:
         try:
             said = json.loads(line)
-            found.append(Command(said["line"], said["at"], said["config"], said["versions"]))
-        except (ValueError, KeyError, TypeError):
+            found.append(Command(**{**said, "anew": tuple(said.get("anew", ()))}))
+        except (ValueError, TypeError):
             continue
     return found
 

@@ -74,7 +74,8 @@ def _context(status: Entry, store: Store) -> dict[str, Any]:
         "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
         "answers": _said(best, answers),
         "pairs": [(name, [_pair(row) for row in found.pairs]) for name, _, found in told if found.pairs],
-        "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(config)),
+        "lineage": [_lineage(entry) for entry in stages], "commands": list(map(_command, status.get("commands") or ())),
+        "config": "\n".join(toml_lines(config)),
     }  # fmt: skip
 
 
@@ -241,6 +242,11 @@ def _lineage(entry: Entry) -> dict[str, Any]:
         "name": round_name(entry), "artifacts": list(_artifacts(entry).items()),
         "policy_in": entry.get("policy_in") or "", "policy_out": entry.get("policy_out") or "",
     }  # fmt: skip
+
+
+def _command(command: Entry) -> dict[str, str]:
+    at = str(command["at"]).replace("T", " ").removesuffix("Z")
+    return {"at": at, "line": command["line"], "note": "made pairs anew" if command["anew"] else ""}
 
 
 def _losses(config: Entry) -> str:

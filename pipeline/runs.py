@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -81,8 +81,14 @@ class Run:
         (self.directory / "outcome.json").unlink(missing_ok=True)
 
     def commands(self) -> list[Command]:
-        """Those that worked on the run, oldest first."""
+        """Those that worked on the run, and those that made pairs of it anew, oldest first."""
         return read_commands(self.directory)
+
+    def note_pairs(self, settings: Mapping[str, Any], keys: Sequence[str]) -> None:
+        """Write down that this command made pairs of those keys anew, but for what an earlier one had made."""
+        known = {key for command in self.commands() for key in command.anew}
+        if new := [key for key in keys if key not in known]:
+            note_command(self.directory, digest(settings), anew=new)
 
     def save_initial(self, entry: Mapping[str, Any]) -> None:
         write_json(self.directory / "initial.json", entry)
@@ -126,6 +132,7 @@ class Run:
             "name": self.name, "title": config.get("title", ""), "description": config.get("description", ""),
             **outcome, "workspace": str(self.workspace), "directory": str(self.directory),
             "rounds_planned": config.get("rounds"), "config": config, "initial": initial, "rounds": rounds,
+            "commands": [asdict(command) for command in self.commands()],
         }  # fmt: skip
 
     def _rounds(self) -> list[Any]:

@@ -40,8 +40,8 @@ def recipe_of(run: Run) -> str:
 
 
 def commands(run: Run) -> list[str]:
-    """What was typed, oldest first, each once; none where it was not kept."""
-    return list(dict.fromkeys(public_text(command.line) for command in run.commands()))
+    """What was typed to make the run, oldest first, each once; none where it was not kept."""
+    return list(dict.fromkeys(public_text(command.line) for command in run.commands() if not command.anew))
 
 
 def again(run: Run) -> str:
@@ -57,7 +57,7 @@ def again(run: Run) -> str:
 
 def versions(run: Run) -> dict[str, str]:
     """Those at work when the run was last begun, by name; our own, where it was not kept."""
-    kept = run.commands()
+    kept = [command for command in run.commands() if not command.anew]
     if kept:
         return dict(kept[-1].versions)
     try:

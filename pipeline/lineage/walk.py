@@ -9,7 +9,7 @@
 What is gone or cannot be read is told as such; the rest is still told.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Lineage:
     """Those without rounds that read an artifact or an export with the pair, and which data sets of theirs these were.
     """
     commands: tuple[tuple[str, tuple[Command, ...]], ...]
-    """Of each run that used it."""
+    """Of each run that used it, its sessions; and those that made it anew, of a run that may not have used it."""
     gaps: tuple[str, ...]
     """What could not be read, a sentence each."""
 
@@ -118,7 +118,7 @@ def lineage(workspace: Path, pair_id: str, ledger: Path) -> Lineage:
         opinion=opinion_of(catalogue, ledger, pair.judgments_key, pair.prompt.id, shard),
         uses=uses,
         trainings=_trainings(catalogue, {*(place.artifact.key for place in found.places), *(use.key for use in uses)}),
-        commands=tuple((name, _commands(workspace, name)) for name in dict.fromkeys(use.run for use in uses)),
+        commands=tuple(_commands(catalogue, uses, {place.artifact.key for place in found.places})),
         gaps=tuple(catalogue.gaps),
     )
 
@@ -196,5 +196,10 @@ def _trainings(catalogue: Catalogue, keys: Set[str]) -> tuple[tuple[Training, tu
     return tuple((each, read) for each in catalogue.trainings if (read := each.of(keys)))
 
 
-def _commands(workspace: Path, run: str) -> tuple[Command, ...]:
-    return tuple(read_commands(workspace / "runs" / run))
+def _commands(catalogue: Catalogue, uses: Sequence[Use], held: Set[str]) -> Iterator[tuple[str, tuple[Command, ...]]]:
+    used = dict.fromkeys(use.run for use in uses)
+    for name in dict.fromkeys([*used, *(run.name for run in catalogue.runs)]):
+        noted = read_commands(catalogue.workspace / "runs" / name)
+        kept = tuple(each for each in noted if held & set(each.anew) or (name in used and not each.anew))
+        if kept or name in used:
+            yield name, kept

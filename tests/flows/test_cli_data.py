@@ -64,6 +64,10 @@ MISTAKES = {
     ("pair", "--set", "pairing.margn=1"): "did you mean 'margin'?",
     ("pair", "--set", "pairing.margin"): "--set 'pairing.margin' has no '='",
     ("pair", "--margins", "--set", "pairing.rule=worst"): '"worst" is not allowed',
+    ("pair", "--margins", "--set", "pairing.margin=1"): "--set 'pairing.margin=1' has no effect with --margins",
+    ("pair", "--margins", "--set", "pairing.keep=0.5"): "--set 'pairing.keep=0.5' has no effect with --margins",
+    ("export", "demo:1", "--to", "out"):
+        "run 'demo:1': a round is given apart; allowed: demo --rounds 1 for its data, or demo --what policy --round 1",
     ("export", "nobody", "--to", "out"): "run 'nobody' is not in ",
     ("export", "--to", ""): "destination '' is neither a folder nor hub:org/name",
     ("export", "--to", "hub:demo"): "'hub:demo' names no repository",
@@ -128,6 +132,10 @@ def test_pairs_made_anew_can_be_traced_and_the_run_stays(ratchet: Call, workspac
     traced = answered(ratchet("trace", rows[0]["pair_id"][:12].upper(), "--json"))
     assert traced["pair"]["id"] == rows[0]["pair_id"]
     assert [each["made"]["key"] for each in traced["pairings"]] == [entry["key"]]
+    (command,) = traced["commands"]["demo"]
+    assert command["line"].startswith("ratchet pair demo:1 --set pairing.rule=all_pairs --set pairing.margin=2 --json")
+    shown = ratchet("trace", rows[0]["pair_id"])[1]
+    assert "used by no run" in shown and "made anew of run demo" in shown and "$ ratchet pair demo:1" in shown
 
 
 def test_a_table_of_margins_makes_nothing_and_has_each_margin_once(ratchet: Call, workspace: Path) -> None:

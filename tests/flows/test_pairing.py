@@ -113,10 +113,10 @@ def test_judgments_that_are_gone_are_named(run: Run) -> None:
 
 
 def test_a_table_says_what_each_margin_would_keep(run: Run) -> None:
-    result = preview_margins(run, QUIET, overrides=["pairing.keep=0.5"])
+    result = preview_margins(run, QUIET)
     assert json.loads(json.dumps(result)) == result
     first, _ = result["rounds"]
-    # p0: 1 − 0, p1: 1 − 0, then 2 − 0 … 7 − 0; the run's own margin and --set keep are not applied
+    # p0: 1 − 0, p1: 1 − 0, then 2 − 0 … 7 − 0; the run's own margin is not applied
     assert (first["margins"][0]["margin"], first["margins"][0]["pairs"]) == (1.0, 8)
     assert first["margins"][-1]["margin"] == 7.0 and first["margins"][-1]["pairs"] == 1
     assert first["margins"][-1]["sigma"] == pytest.approx(7 / first["sigma"])

@@ -31,6 +31,16 @@ def test_a_line_torn_by_a_kill_is_passed_over_and_spoils_no_other(tmp_path: Path
     assert [each.line for each in read_commands(tmp_path)] == ["ratchet run one", "ratchet run two"]
 
 
+def test_what_made_pairs_anew_is_no_session_and_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, "food")
+    note_command(run.directory, "c1", ["ratchet", "run", "food"])
+    monkeypatch.setattr("sys.argv", ["ratchet", "pair", "food"])
+    for keys in (["k1", "k2"], ["k2"], ["k2", "k3"], []):
+        run.note_pairs({"rule": "all_pairs"}, keys)
+    told = [(each.line, each.anew) for each in run.commands()]
+    assert told == [("ratchet run food", ()), ("ratchet pair food", ("k1", "k2")), ("ratchet pair food", ("k3",))]
+
+
 def test_a_folder_without_commands_has_none(tmp_path: Path) -> None:
     assert read_commands(tmp_path / "nothing") == []
 

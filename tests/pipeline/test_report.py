@@ -213,6 +213,18 @@ def test_the_labelling_judge_evaluating_itself_is_said(tmp_path: Path) -> None:
     assert "held-out judge (gold) that labelled no training pair" in page_of(status, store, tmp_path).text
 
 
+def test_the_commands_of_a_run_are_on_the_page(food: tuple[dict[str, Any], Store, Path]) -> None:
+    status, store, root = food
+    assert "Commands" not in page_of(status, store, root).text
+    commands = [
+        {"at": "2026-11-21T20:59:55Z", "line": "ratchet run food --set 'api_key=***'", "config": "c", "anew": []},
+        {"at": "2026-11-22T08:00:00Z", "line": "ratchet pair food", "config": "d", "anew": ["k1"]},
+    ]
+    text = page_of({**status, "commands": commands}, store, root).text
+    assert "2026-11-21 20:59:55 ratchet run food --set 'api_key=***'" in text
+    assert "2026-11-22 08:00:00 made pairs anew ratchet pair food" in text
+
+
 def test_the_settings_on_the_page_are_the_resolved_recipe(food: tuple[dict[str, Any], Store, Path]) -> None:
     html = write_report(food[0], food[1], food[2] / "report.html").read_text(encoding="utf-8")
     shown = unescape(re.findall(r"<pre>(.*?)</pre>", html, re.DOTALL)[-1])

@@ -182,7 +182,9 @@ def test_the_commands_that_made_the_run_are_told_once_each(tmp_path: Path) -> No
     run = make_run(tmp_path)
     for _ in range(2):
         note_command(run.directory, "0", ["ratchet", "run", "/home/me/recipes/mine.toml", "--workspace", "/data/space"])
+    note_command(run.directory, "1", ["ratchet", "pair", "demo"], ["k1"])
     for card in (card_of(run), model_card_of(run)):
+        assert "ratchet pair" not in card
         assert card.count("ratchet run mine.toml --workspace space") == 1
         assert "ratchet run recipe.toml --name demo" in card
         assert "/home/me" not in card
