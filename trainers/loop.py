@@ -55,6 +55,8 @@ class Loop:
             list(weights), lr=lesson.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.arithmetic = Arithmetic(step.policy.model)
+        self.measured_at_once = step.token_budget
+        """Tokens that an evaluation forwards at once, at most."""
         self.recorder: Recorder | None = None
         self.last: dict[str, float] = {}
         """The last step's figures."""
@@ -102,8 +104,7 @@ class Loop:
         }  # fmt: skip
         evaluated = (step + 1) % self.config.eval_steps == 0 or step + 1 == self.steps or self.stopped is not None
         if evaluated and self.lesson.held_out:
-            measured = self._within_memory(self.gradients.measure, self.lesson.held_out)
-            self.last |= {f"eval/{name}": value for name, value in measured.items()}
+            self.last |= {f"eval/{name}": value for name, value in self._measured().items()}
         self._record(sampled=evaluated)
         return self.last
 
@@ -162,6 +163,16 @@ class Loop:
             self.gradients.token_budget = halve_budget(self.gradients.token_budget, rows, lack)
             if keep is not None:
                 keep()
+
+    def _measured(self) -> dict[str, float]:
+        """Figures of the held-out examples. A budget that memory halves here is the evaluations' alone: the training's
+        is part of its rounding, and the last state, from before this step's update, has it as it was."""
+        training = self.gradients.token_budget
+        self.gradients.token_budget = min(training, self.measured_at_once)
+        try:
+            return self._within_memory(self.gradients.measure, self.lesson.held_out)
+        finally:
+            self.measured_at_once, self.gradients.token_budget = self.gradients.token_budget, training
 
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -57,6 +57,7 @@ class Recorder:
         self._board.flush()
 
     def close(self) -> None:
+        self.sync()  # the last lines come with no state, and the policy is about to say that they are there
         self._board.close()
 
     def _append(self, name: str, line: Mapping[str, object]) -> None:
