@@ -151,7 +151,7 @@ def report(name: Name = None, workspace: Workspace = Path("workspace")) -> None:
     from pipeline.report import write_report
 
     found = Run.existing(workspace, name)
-    typer.echo(write_report(found.status(), found.store, found.directory / "report.html"))
+    typer.echo(write_report(found.status(), found.store, found.directory / "report.html", found.commands()))
 
 
 app.command(epilog=cli_data.DATA_EXAMPLES)(cli_data.data)

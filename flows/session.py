@@ -77,7 +77,7 @@ class Workshop:
                 self.close()
 
     def write_report(self) -> None:
-        write_report(self.run.status(), self.run.store, self.run.directory / "report.html")
+        write_report(self.run.status(), self.run.store, self.run.directory / "report.html", self.run.commands())
 
     def warm_up(self) -> None:
         """Start the engine's process, so that its slow imports run beside whatever comes before sampling."""

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import charts, grids
+from pipeline.commands import Command
 from pipeline.evidence import Answer, Comparison, Evidence, compare, gather
 from pipeline.figures import EVALUATION, interval, probe, write
 from pipeline.grids import Cell, round_name
@@ -23,18 +24,19 @@ PLAIN = ("name", "description", "reason", "policy", "workspace", "directory")
 """What the page takes from the status as it is; empty where the status has none."""
 
 
-def write_report(status: Entry, store: Store, path: Path) -> Path:
+def write_report(status: Entry, store: Store, path: Path, commands: Sequence[Command] = ()) -> Path:
     """Write the report of one run to ``path``, whole or not at all.
 
     Args:
         status: what ``Run.status()`` gives; a run that goes on, or has no rounds yet, is fine.
         store: where the run's artifacts are. What is gone is named in the report and left out of it.
         path: an ``.html`` file; its folder is made.
+        commands: what ``Run.commands()`` gives.
 
     Returns:
-        ``path``. The same status and artifacts give the same bytes.
+        ``path``. The same arguments and artifacts give the same bytes.
     """
-    page = _environment().get_template("report.html").render(_context(status, store))
+    page = _environment().get_template("report.html").render(_context(status, store) | {"commands": [_command(each) for each in commands]})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -74,8 +76,7 @@ def _context(status: Entry, store: Store) -> dict[str, Any]:
         "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
         "answers": _said(best, answers),
         "pairs": [(name, [_pair(row) for row in found.pairs]) for name, _, found in told if found.pairs],
-        "lineage": [_lineage(entry) for entry in stages], "commands": list(map(_command, status.get("commands") or ())),
-        "config": "\n".join(toml_lines(config)),
+        "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(config)),
     }  # fmt: skip
 
 
@@ -244,9 +245,9 @@ def _lineage(entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _command(command: Entry) -> dict[str, str]:
-    at = str(command["at"]).replace("T", " ").removesuffix("Z")
-    return {"at": at, "line": command["line"], "note": "made pairs anew" if command["anew"] else ""}
+def _command(command: Command) -> dict[str, str]:
+    at = command.at.replace("T", " ").removesuffix("Z")
+    return {"at": at, "line": command.line, "note": "made pairs anew" if command.anew else ""}
 
 
 def _losses(config: Entry) -> str:

@@ -132,7 +132,6 @@ class Run:
             "name": self.name, "title": config.get("title", ""), "description": config.get("description", ""),
             **outcome, "workspace": str(self.workspace), "directory": str(self.directory),
             "rounds_planned": config.get("rounds"), "config": config, "initial": initial, "rounds": rounds,
-            "commands": [asdict(command) for command in self.commands()],
         }  # fmt: skip
 
     def _rounds(self) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.commands import Command
 from pipeline.evidence import gather
 from pipeline.report import write_report
 from pipeline.store import Store
@@ -217,10 +218,10 @@ def test_the_commands_of_a_run_are_on_the_page(food: tuple[dict[str, Any], Store
     status, store, root = food
     assert "Commands" not in page_of(status, store, root).text
     commands = [
-        {"at": "2026-11-21T20:59:55Z", "line": "ratchet run food --set 'api_key=***'", "config": "c", "anew": []},
-        {"at": "2026-11-22T08:00:00Z", "line": "ratchet pair food", "config": "d", "anew": ["k1"]},
+        Command("ratchet run food --set 'api_key=***'", "2026-11-21T20:59:55Z", "c"),
+        Command("ratchet pair food", "2026-11-22T08:00:00Z", "d", anew=("k1",)),
     ]
-    text = page_of({**status, "commands": commands}, store, root).text
+    text = Page(write_report(status, store, root / "report.html", commands).read_text(encoding="utf-8")).text
     assert "2026-11-21 20:59:55 ratchet run food --set 'api_key=***'" in text
     assert "2026-11-22 08:00:00 made pairs anew ratchet pair food" in text
 
