@@ -86,7 +86,10 @@ class RewardLoop:
         started = time.monotonic()
         epoch, batch = self.batches[step]
         pairs = [self.pairs[index] for index in batch]
+        budget = self.rewards.token_budget
         found = self._backward(pairs)
+        if self.rewards.token_budget < budget:  # it is part of the rounding: whoever resumes has to have it
+            self.save(step)
         norm = self.weights.clip(self.config.max_grad_norm)
         if not math.isfinite(found["loss"]) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss {found['loss']} and gradient norm {norm} must be finite")

@@ -284,6 +284,8 @@ def test_out_of_memory_halves_the_budget_until_a_pair_is_too_much(
     loop = RewardLoop(load_base(base, 0, AutoTokenizer.from_pretrained(base), []), pairs, [], config(), 0, tmp_path)
     loop.step(0)
     assert 100 <= loop.rewards.token_budget <= 200
+    again = RewardLoop(load_base(base, 0, AutoTokenizer.from_pretrained(base), []), pairs, [], config(), 0, tmp_path)
+    assert (again.first, again.rewards.token_budget) == (0, loop.rewards.token_budget)  # though there is memory again
     limit = 10
     with pytest.raises(TrainingError, match="out of memory on one pair of"):
         loop.step(1)
