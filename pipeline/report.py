@@ -36,7 +36,8 @@ def write_report(status: Entry, store: Store, path: Path, commands: Sequence[Com
     Returns:
         ``path``. The same arguments and artifacts give the same bytes.
     """
-    page = _environment().get_template("report.html").render(_context(status, store) | {"commands": [_command(each) for each in commands]})
+    context = {**_context(status, store), "commands": [_command(each) for each in commands]}
+    page = _environment().get_template("report.html").render(context)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(page, encoding="utf-8", errors="backslashreplace")
