@@ -231,8 +231,9 @@ def _after_training(made: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _beside(arguments: list[str], key: str, value: float) -> str:
-    """The command that was given, with another setting: a training beside it, which shares all but its name."""
+    """The command that was given, with another value of one setting: a training beside it, of another name."""
     own = [i for i, each in enumerate(arguments) if each.partition("=")[0] in ("--name", "--out")]
+    own += [i for i, each in enumerate(arguments) if each == "--set" and arguments[i + 1].startswith(f"{key}=")]
     own += [i + 1 for i in own if "=" not in arguments[i]]
     kept = [each for i, each in enumerate(arguments) if i not in own]
     return f"{command()} {shlex.join(kept)} --set {key}={value:g}"

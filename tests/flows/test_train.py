@@ -154,14 +154,15 @@ def test_what_is_dropped_and_cut_is_counted_and_shown(
     bad = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a" * 99, "chosen": "b", "rejected": "c"}]
     data = write(tmp_path / "prefs.jsonl", [*rows(20), *bad])
     code, _, err = ratchet(
-        "train", data, "--policy", policy, "--workspace", tmp_path / "workspace", *FAST, "--max-prompt", 50
-    )
+        "train", data, "--policy", policy, "--workspace", tmp_path / "workspace", *FAST, "--set", "beta=0.2",
+        "--max-prompt", 50,
+    )  # fmt: skip
     assert code == 0
     assert "prefs     22      21         0         1         1" in err
     assert "1 of 22 rows dropped, identical" in " ".join(err.split())
     assert "1 of 22 rows kept, truncated_prompt" in " ".join(err.split())
     assert "tensorboard --logdir" in err
-    assert f"--max-prompt 50 --set beta={0.05:g}" in err  # the next command to try
+    assert "--max-prompt 50 --set beta=0.1" in err and "beta=0.2" not in err  # the next command to try
 
 
 def test_held_out_prompts_are_evaluated_on_and_never_trained_on(train: Train, prefs: Path, tmp_path: Path) -> None:
