@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,8 @@ class VllmFake:
         self.latency, self.keeps_cache = latency, keeps_cache
         self.model = "policy"
         """What it calls what it serves."""
+        self.salt: dict[Path, str] = {}
+        """By checkpoint: other letters, other draws, as other weights have them."""
         self.asked: list[str] = []
         """Paths, in order."""
         self.completions: list[dict[str, Any]] = []
@@ -105,7 +108,7 @@ class VllmFake:
     def complete(self, body: dict[str, Any]) -> Answer:
         if body.get("prompt_logprobs") is not None:
             ids = body["prompt"]
-            (row,) = naive_logprobs(self.policy, [ids])
+            row = _logprobs(self.policy.path, tuple(ids))
             entries = [{str(token): {"logprob": value}} for token, value in zip(ids[1:], row, strict=True)]
             return 200, {"choices": [{"index": 0, "prompt_logprobs": [None, *entries], "token_ids": [EOS]}]}
         with self.lock:
@@ -121,7 +124,7 @@ class VllmFake:
                 self.busy -= 1
         if isinstance(status, int):
             return status, {"error": {"message": "a fault"}}
-        draw = random.Random(body["seed"])
+        draw = random.Random(f"{self.salt.get(self.policy.path, '')}{body['seed']}")
         ids = [draw.randrange(4, 33) for _ in range(draw.randint(1, body["max_tokens"]))]
         if len(ids) < body["max_tokens"]:
             ids = [*ids, EOS]
@@ -134,6 +137,13 @@ class VllmFake:
                  "logprobs": {"token_logprobs": values} if "logprobs" in body else None}
             ]
         }  # fmt: skip
+
+
+@cache
+def _logprobs(path: Path, ids: tuple[int, ...]) -> list[float]:
+    """A checkpoint in a folder never changes, and is proved again and again."""
+    (row,) = naive_logprobs(Policy("", path), [list(ids)])
+    return row
 
 
 class _Server(ThreadingHTTPServer):

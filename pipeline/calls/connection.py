@@ -7,6 +7,7 @@ their way, because what is done with a place is time the server waits.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -141,14 +142,23 @@ def heed(lane: Lane, answer: aiohttp.ClientResponse) -> None:
         lane.pause(pause)
 
 
-def open_session(base_url: str) -> aiohttp.ClientSession:
-    """Connections to one server, on the running event loop, through the proxy that the environment names for it."""
+def open_session(base_url: str, connected: Callable[[], None] | None = None) -> aiohttp.ClientSession:
+    """Connections to one server, on the running event loop, through the proxy that the environment names for it.
+    ``connected`` hears of each that is made."""
     address = urlsplit(base_url)
     proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
     connector = aiohttp.TCPConnector(
         limit=0, keepalive_timeout=KEEP_ALIVE, ssl=httpx2.create_ssl_context() if address.scheme == "https" else False
     )
+    trace = aiohttp.TraceConfig()
+    if connected is not None:
+        hear = connected
+
+        async def told(*_: object) -> None:
+            hear()
+
+        trace.on_connection_create_end.append(told)
     return aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
+        connector=connector, trace_configs=[trace], timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
         cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy,
     )  # fmt: skip

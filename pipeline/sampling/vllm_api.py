@@ -58,7 +58,8 @@ class VllmServer(Way):
 
     # -------------------------------------------------------------------------------------------------- weights
     def doubt(self) -> None:
-        """Have the policy proved anew before the next call, and loaded again if it is another."""
+        """Have the policy proved anew before the next call, and loaded again if it is another. A new connection is
+        cause enough: nobody is told of a server that ended and began anew while it was not asked."""
         self._proved = None
 
     def forget(self) -> None:
@@ -231,7 +232,7 @@ class VllmServer(Way):
 
     async def _call(self, method: str, address: str, body: Any, seconds: float) -> Mapping[str, Any]:
         """The answer's JSON object. Raises Failed where there is none."""
-        session = self._session = self._session or open_session(self._base)
+        session = self._session = self._session or open_session(self._base, self.doubt)
         await self.lane.enter()
         try:
             async with (

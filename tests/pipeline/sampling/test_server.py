@@ -282,16 +282,13 @@ def test_of_servers_that_take_no_weights_one_with_others_is_left_out(
     ):
         sampler = sampler_of(stays, turns, concurrency=2)
         sampler.load(untied.first)
-        later: list[int] = []
 
         def turn() -> None:
             turns.stop()
-            turns.first = untied.second
+            turns.first, turns.salt = untied.second, {untied.second.path: "others"}
             turns.start()
-            later.append(len(turns.completions))
 
-        assert changing(sampler, turn) == drawn_by(sampler_of(stays), untied.first)
-        assert len(turns.completions) == later[0]  # of the other weights nothing was drawn
+        assert changing(sampler, turn) == drawn_by(sampler_of(stays), untied.first)  # and none of the other weights'
         assert [
             each for each in caplog.messages if f"{turns.base_url} is left out" in each and "does not serve" in each
         ]
@@ -324,6 +321,25 @@ def test_a_policy_is_loaded_where_one_server_of_two_is_unfit(
         gone.stop()
         with pytest.raises(SamplingError, match=f"no server .*{gone.port}.*max_model_len: 200"):
             sampler_of(gone, short).load(untied.first)
+
+
+def test_a_server_that_began_anew_while_it_was_not_asked_is_proved_before_its_answers_count(
+    sampler_of: Make, untied: Pair
+) -> None:
+    with VllmFake(untied.first) as server:
+        sampler = sampler_of(server, concurrency=1)
+        alone = drawn_by(sampler_of(server), untied.first)
+        sampler.load(untied.first)
+        groups, drawn = {}, sampler.sample(MANY, DECODING)
+        for group in drawn:
+            groups[group.prompt.id] = group.candidates
+            if len(groups) == 5:
+                while sampler._servers[0].taken:  # who draws has turned to something else
+                    threading.Event().wait(0.01)
+                server.stop()
+                server.first, server.salt = untied.second, {untied.second.path: "others"}
+                server.start()
+        assert groups == alone
 
 
 def test_an_answer_from_before_its_server_was_lost_is_asked_for_again(sampler_of: Make, untied: Pair) -> None:
