@@ -61,13 +61,7 @@ def by_round(
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: rounds[int(at)] if 0 <= at < len(rounds) else ""))
     axes.margins(x=0.06)
-    axes.set_xlabel("round")
-    if share:
-        _as_share(axes)
-    for level in levels:
-        _level(axes, level)
-    if len(lines) > 1:
-        _name_lines(axes, lines)
+    _end(axes, "round", lines, levels, share)
     return figure
 
 
@@ -95,13 +89,7 @@ def by_step(
         _write(axes, label, (middle, 1), ("data", "axes fraction"), (0, 3), ha="center")
         start += steps
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("optimiser step")
-    if share:
-        _as_share(axes)
-    for level in levels:
-        _level(axes, level)
-    if len(lines) > 1:
-        _name_lines(axes, lines)
+    _end(axes, "optimiser step", lines, levels, share)
     return figure
 
 
@@ -194,6 +182,17 @@ def _thinned(values: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
     starts = np.arange(0, len(known), size)
     counts = np.diff([*starts, len(known)])
     return np.add.reduceat(places, starts) / counts, np.add.reduceat(known, starts) / counts
+
+
+def _end(axes: Axes, along: str, lines: Sequence[Line], levels: Sequence[Level], share: bool) -> None:
+    """What lines have in common whatever they run along."""
+    axes.set_xlabel(along)
+    if share:
+        _as_share(axes)
+    for level in levels:
+        _level(axes, level)
+    if len(lines) > 1:
+        _name_lines(axes, lines)
 
 
 def _as_share(axes: Axes) -> None:
