@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from pipeline.calls.request import Request
 
 
+BY_BATCH = (
+    "By batch: answers come within a day. A round's models are asked side by side, and so are a panel's members; the"
+    " judge after the models."
+)
+
+
 class _Drawing(Protocol):
     """How much a model writes for one prompt."""
 
@@ -195,12 +201,15 @@ def estimates_table(estimates: "Sequence[Estimate]") -> RenderableType:
     if not estimates:
         return "No language model is asked: nothing to pay."
     table = Table(box=None, padding=(0, 2))
-    for name in ("model", "calls", "in the ledger", "prompt tokens", "reply tokens at most", "cost"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    for name in ("model", "asked", "calls", "in the ledger", "prompt tokens", "reply tokens at most", "cost"):
+        table.add_column(name, justify="left" if name in ("model", "asked") else "right")
     for each in estimates:
         cost = "no prices" if each.low is None else f"{each.low:.2f} to {each.high:.2f}"
-        table.add_row(each.model, f"{each.calls:,}", f"{each.answered:,}", f"{each.prompt_tokens:,}",
+        way = "by batch" if each.batch else "at once"
+        table.add_row(each.model, way, f"{each.calls:,}", f"{each.answered:,}", f"{each.prompt_tokens:,}",
                       f"{each.most_reply_tokens:,}", cost)  # fmt: skip
+    if any(each.batch and each.answered < each.calls for each in estimates):
+        table.caption, table.caption_justify = BY_BATCH, "left"
     return table
 
 

@@ -52,6 +52,8 @@ class Estimate:
     """Money, where each reply is one token; None: the endpoint has no prices."""
     high: float | None
     """Money that a budget would have to hold: all bounds reached."""
+    batch: bool
+    """Whether they go through the Batch API, which answers within a day; else each is answered at once."""
 
 
 def size(request: Request) -> Size:
@@ -86,7 +88,7 @@ def estimate(endpoint: Endpoint, requests: Iterable[Request], answered: Collecti
     if endpoint.price_in is not None:
         low = price(endpoint, prompt, len(rest)) / BILLIONTHS
         high = sum(price(endpoint, each.most_prompt, each.most_reply or 0) for each in rest) / BILLIONTHS
-    return Estimate(endpoint.model, len(sizes), len(sizes) - len(rest), prompt, replies, low, high)
+    return Estimate(endpoint.model, len(sizes), len(sizes) - len(rest), prompt, replies, low, high, endpoint.batch)
 
 
 def _bytes(text: str) -> int:

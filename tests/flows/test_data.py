@@ -17,7 +17,7 @@ from flows import recipes
 from flows.console import Console, round_rows
 from flows.proposals import propose, propose_round
 from flows.session import DataSession, Session
-from flows.spending import of_data, of_proposers
+from flows.spending import estimates_table, of_data, of_proposers
 from judges import Desk
 from pipeline.calls.client import AHEAD
 from pipeline.calls.limits import Waits
@@ -234,6 +234,30 @@ def test_what_it_says_it_will_cost_is_what_it_asks(
     assert not (tmp_path / "ledger.sqlite").exists()
     again = of_data(DataConfig(**config), Desk(f"{status['workspace']}/ledger.sqlite", "estimate"))
     assert [each.answered for each in again] == [each.calls for each in again]
+
+
+def test_it_says_what_goes_by_batch_and_what_is_answered_at_once(tmp_path: Path) -> None:
+    with ApiServer(wordy) as one:
+        models = {"quick": served_by(one, n=1), "batched": served_by(one, n=1)}
+        models["batched"]["endpoints"][0] |= {"model": "b", "batch": True}
+        rating = {"model": "judge", "base_url": one.base_url, "batch": True}
+        judge = {"type": "pointwise", "max_tokens": 50, "endpoints": [rating]}
+        config = DataConfig(**settings(tmp_path, models, judge=judge))
+        found = of_data(config, Desk(str(tmp_path / "ledger.sqlite"), "estimate"))
+        assert [(each.model, each.batch) for each in found] == [("m", False), ("b", True), ("judge", True)]
+        assert not one.calls
+    lines = [line.split() for line in shown(found).splitlines()]
+    assert [line[:3] for line in lines[1:4]] == [["m", "at", "once"], ["b", "by", "batch"], ["judge", "by", "batch"]]
+    assert "answers come within a day" in " ".join(word for line in lines[4:] for word in line)
+    assert "day" not in shown(found[:1])
+
+
+def shown(found: Any) -> str:
+    terminal = Console(to_stdout=True).terminal
+    terminal.width = 200
+    with terminal.capture() as captured:
+        terminal.print(estimates_table(found))
+    return captured.get()
 
 
 # --------------------------------------------------------------------------------------------------- outages

@@ -67,6 +67,7 @@ def test_an_estimate_counts_each_call_once_and_what_is_answered_as_free() -> Non
              request("a" * 400, 1, max_tokens=50)]  # fmt: skip
     found = estimate(PRICED, asked, answered={asked[2].key})
     assert (found.calls, found.answered, found.most_reply_tokens) == (3, 1, 100)
+    assert not found.batch and estimate(PRICED.model_copy(update={"batch": True}), asked).batch
     assert found.prompt_tokens == 2 * (100 + TURN_TOKENS)
     assert found.low is not None and found.high is not None
     assert 0 < found.low < found.high
