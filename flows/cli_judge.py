@@ -159,7 +159,6 @@ def annotate(
     workspace: Workspace = Path("workspace"),
 ) -> None:
     """Serve a page on this machine where people say which of two answers is better. Ctrl-C ends it; no vote is lost."""
-    from flows import environment
     from flows.annotation import calibration_items, tasks_of
     from judges.annotation.queue import Plan
     from judges.annotation.server import serve
@@ -171,7 +170,6 @@ def annotate(
     def announce(link: str) -> None:
         typer.echo(f"Vote at   {link}\nVotes in  {votes}\nCtrl-C ends it; the same command goes on.")
 
-    environment.raise_on_ctrl_c()
     serve(tasks, votes, annotator=annotator, port=port, plan=Plan(overlap, share, seed), feedback=feedback,
           announce=announce)  # fmt: skip
 

@@ -57,12 +57,6 @@ def leave_on_ctrl_c() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def raise_on_ctrl_c() -> None:
-    """For what ends well by Ctrl-C: KeyboardInterrupt, as Python has it. Call from the main thread."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def leave_on_signals() -> None:
     """End the process soon and in order on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
 

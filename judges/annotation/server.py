@@ -10,9 +10,12 @@ contains.
 import json
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -99,9 +102,31 @@ def serve(
             app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=2
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        with suppress(KeyboardInterrupt):  # raised again by uvicorn once all is closed
-            announce(f"http://{HOST}:{port}/?token={token}")
-            uvicorn.Server(options).run(sockets=[listener])
+        _Server(options, partial(announce, f"http://{HOST}:{port}/?token={token}")).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """One that says when it works, and that ends well at a signal: uvicorn would raise it again."""
+
+    def __init__(self, options: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(options)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _listening(port: int) -> socket.socket:

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from flows.environment import INTERRUPTED
@@ -92,7 +91,6 @@ def test_ctrl_c_is_how_voting_ends_well(tmp_path: Path) -> None:
     pairs.write_text('{"prompt": "which?", "chosen": "this", "rejected": "that"}\n')
     run = Ratchet(tmp_path / "workspace", command=("annotate", str(pairs), "--votes", str(tmp_path / "votes.jsonl")))
     until(lambda: "Ctrl-C ends it" in run.out.read_text(), run.process)
-    httpx.get(run.out.read_text().split()[2])  # it serves, and so has its own way with signals
     run.signal(signal.SIGINT)
     assert (run.wait(), run.err.read_text()) == (0, "")
 
