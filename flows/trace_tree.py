@@ -203,7 +203,7 @@ def _uses(tree: Tree, found: Mapping[str, Any]) -> None:
         tree.add("[bold]used[/] by no run here")
     using = {use["run"] for use in found["uses"]}
     for run, commands in found["commands"].items():
-        branch = tree.add(f"[bold]{'used[/] by' if run in using else 'made anew[/] of'} run {escape(run)}")
+        branch = tree.add(f"[bold]{'used[/] by' if run in using else 'paired anew[/] of'} run {escape(run)}")
         for use in found["uses"]:
             if use["run"] == run:
                 end = f" to policy {use['policy'][:DIGITS]}, {use['decision']}" if use["policy"] else ", not trained on"
@@ -219,7 +219,8 @@ def _uses(tree: Tree, found: Mapping[str, Any]) -> None:
 def _commands(branch: Tree, commands: Sequence[Mapping[str, Any]]) -> None:
     for command in commands:
         versions = ", ".join(f"{name} {version}" for name, version in command["versions"].items())
-        branch.add(f"$ {escape(command['line'])} [dim]{command['at']}, {escape(versions)}[/]")
+        anew = "[dim]paired anew:[/] " if command["anew"] else ""
+        branch.add(f"{anew}$ {escape(command['line'])} [dim]{command['at']}, {escape(versions)}[/]")
 
 
 # ---------------------------------------------------------------------------------------------- words
