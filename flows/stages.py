@@ -87,7 +87,7 @@ def pair(session: Workshop, candidates: Artifact, judgments: Artifact, round: in
 def pair_by(
     place: Workplace, candidates: Artifact, judgments: Artifact, config: PairingConfig, round: int, threads: int | None
 ) -> Artifact:
-    """As :func:`pair`, by any config. ``threads`` shards are worked on at once; None: one a core."""
+    """As :func:`pair`, by any config. ``threads`` shards are worked on at once; see ``make_pairs``."""
 
     def build(draft: Draft) -> Artifact:
         source = Round(candidates, judgments)

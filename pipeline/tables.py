@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
 
-IDS = pa.list_(pa.int32())
+IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+"""No id is missing: said here, nobody has to look for it while reading."""
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 PROMPTS = pa.schema(

@@ -7,7 +7,7 @@ and a round that was interrupted goes on with those that are missing. Only the s
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +34,7 @@ DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
 ROWS, BYTES = 2**16, 2**26
 """Candidates, and bytes on disk, that an output shard is made from at most: a worker holds their pairs in memory."""
-JOINED = 2**13
+JOINED = 2**14
 """Candidates paired at once: more are no faster, and take memory."""
 WORKERS = 8
 """At most: each holds up to a hundred MB, and the disk is busy by then."""
@@ -58,11 +58,19 @@ class Round:
 
     def shard(self, number: int) -> Shard:
         """Raises StoreError where a file has been removed or damaged."""
-        asked = self.candidates.path / ASKED
-        with self._intact(asked), pa.OSFile(str(asked)) as bytes, pq.ParquetFile(bytes, metadata=self._asked) as file:
-            prompts = file.read_row_group(number, use_threads=False)
-        candidates = self._read(self.candidates, number, None)
-        return Shard(prompts, candidates, self._read(self.judgments, number, ["prompt_id", "scores"]))
+        return next(self.read([number]))
+
+    def read(self, numbers: Sequence[int]) -> Iterator[Shard]:
+        """Some shards, one by one. Raises StoreError as :meth:`shard` does."""
+        path = self.candidates.path / ASKED
+        with self._intact(path):
+            asked = pq.ParquetFile(path, metadata=self._asked)
+        with asked:
+            for number in numbers:
+                with self._intact(path):
+                    prompts = asked.read_row_group(number, use_threads=False)
+                candidates = self._read(self.candidates, number, None)
+                yield Shard(prompts, candidates, self._read(self.judgments, number, ["prompt_id", "scores"]))
 
     def scores(self, number: int) -> tuple[Floats, Floats]:
         """Of all the shard's candidates, flat; and in place of lengths nothing."""
@@ -71,9 +79,9 @@ class Round:
     def scores_and_lengths(self, number: int) -> tuple[Floats, Floats]:
         """Of all the shard's candidates, flat."""
         scores = array(self._read(self.judgments, number, ["scores"]), "scores")
-        token_ids = array(self._read(self.candidates, number, ["token_ids"]), "token_ids")
+        token_ids = self._read(self.candidates, number, ["token_ids"])["token_ids"]
         present = presence(scores)
-        lengths = lengths_of(token_ids, present, lambda: array(self._read(self.candidates, number, ["text"]), "text"))
+        lengths = lengths_of(token_ids, present, lambda: self._read(self.candidates, number, ["text"])["text"])
         return flat_scores(scores), lengths[present]
 
     def _read(self, artifact: Artifact, number: int, columns: list[str] | None) -> pa.Table:
@@ -98,7 +106,7 @@ def make_pairs(draft: Draft, source: Round, config: PairingConfig, threads: int 
     """All the round's pairs, and in ``dropped.parquet`` why every other group gave none.
 
     Args:
-        threads: shards worked on at once; None: one a core. The result does not depend on it.
+        threads: shards worked on at once; None: one a core, and one more. The result does not depend on it.
         progress: told of groups.
     """
     origin = Origin(draft.spec.config["round"], source.candidates.key, source.judgments.key)
@@ -109,8 +117,7 @@ def make_pairs(draft: Draft, source: Round, config: PairingConfig, threads: int 
         def make(number: int) -> int:
             """Groups worked on."""
             if not draft.has_shard(number):
-                shards = (source.shard(one) for one in outputs[number])
-                _make_shard(draft, number, shards, config, yardstick, origin)
+                _make_shard(draft, number, source.read(outputs[number]), config, yardstick, origin)
             return _counts(draft, number)["groups"]
 
         done = 0
@@ -140,8 +147,9 @@ Each = Callable[[Callable[[int], Any], Iterable[int]], Iterator[Any]]
 
 @contextmanager
 def workers(threads: int | None, tasks: int) -> Iterator[Each]:
-    """Reading, writing and most of the arithmetic let other threads work."""
-    count = min(threads or os.cpu_count() or 1, WORKERS, tasks)
+    """Reading, writing and most of the arithmetic let other threads work; the one more is for when one waits for the
+    disk."""
+    count = min(threads or (os.cpu_count() or 1) + 1, WORKERS, tasks)
     if count < 2:
         yield map
         return

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.pairing.lengths import lengths_of
+from pipeline.tables import IDS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -36,12 +37,9 @@ class Shard:
 
 
 def joined(shards: Sequence[Shard]) -> Shard:
-    """The groups of all of them, each column in one piece."""
-    if len(shards) == 1:
-        return shards[0]
+    """The groups of all of them: a column is in several pieces then, and nothing is copied."""
     prompts, candidates, judgments = (
-        pa.concat_tables([getattr(shard, name) for shard in shards]).combine_chunks()
-        for name in ("prompts", "candidates", "judgments")
+        pa.concat_tables([getattr(shard, name) for shard in shards]) for name in ("prompts", "candidates", "judgments")
     )
     return Shard(prompts, candidates, judgments)
 
@@ -64,14 +62,14 @@ class Columns:
     truncated: Bools
     draws: Words
     """Names a candidate within its group, by seed and model."""
-    priority: Words
-    """Who comes first among equals."""
-    texts: pa.StringArray
-    """[rows]"""
+    texts: pa.ChunkedArray
+    """[rows], in pieces of whole groups; see :func:`taken`."""
     text_sizes: npt.NDArray[np.int32]
     """[rows]: bytes."""
-    token_ids: pa.ListArray
-    """[rows]"""
+    token_ids: pa.ChunkedArray
+    """[rows], in pieces of whole groups."""
+    id_sizes: npt.NDArray[np.int32]
+    """[rows]: token ids."""
 
     @property
     def scored(self) -> Bools:
@@ -82,6 +80,11 @@ class Columns:
         rows: Indices = self.starts[group] + candidate
         return rows
 
+    def priority(self, groups: Indices) -> Words:
+        """Who comes first among equals, for these groups."""
+        names = self.prompt_ids.take(pa.array(groups)).to_pylist()
+        return mixed(self.draws[groups] ^ np.array([_hash(name) for name in names], np.uint64)[:, None])
+
 
 def columns_of(shard: Shard, with_lengths: bool) -> Columns:
     """Raises AssertionError where the three tables do not hold the same groups in the same order."""
@@ -90,14 +93,12 @@ def columns_of(shard: Shard, with_lengths: bool) -> Columns:
     sizes = present.sum(axis=1)
     starts = np.cumsum(sizes) - sizes
     _check(shard, names, sizes, starts)
-    texts, token_ids = array(shard.candidates, "text"), array(shard.candidates, "token_ids")
+    texts, token_ids = shard.candidates["text"], shard.candidates["token_ids"]
     raw = _padded(flat_scores(scores), present, np.nan)
     raw[~np.isfinite(raw)] = np.nan
-    draws = _draws(shard.candidates, present, sizes)
-    spaces = pc.utf8_is_space(texts).to_numpy(zero_copy_only=False)
-    text_sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
-    empty = spaces | (text_sizes == 0)
-    truncated = pc.equal(array(shard.candidates, "finish_reason"), "length").to_numpy(zero_copy_only=False)
+    text_sizes = pc.binary_length(texts).to_numpy()
+    empty = pc.utf8_is_space(texts).to_numpy() | (text_sizes == 0)
+    truncated = pc.equal(shard.candidates["finish_reason"], "length").to_numpy()
     return Columns(
         prompt_ids=names,
         sizes=sizes,
@@ -106,11 +107,11 @@ def columns_of(shard: Shard, with_lengths: bool) -> Columns:
         lengths=lengths_of(token_ids, present, lambda: texts) if with_lengths else np.empty((len(sizes), 0)),
         empty=_padded(empty, present, False),
         truncated=_padded(truncated, present, False),
-        draws=draws,
-        priority=mixed(draws ^ _hashes(names)[:, None]),
+        draws=_draws(shard.candidates, present, sizes),
         texts=texts,
         text_sizes=text_sizes,
         token_ids=token_ids,
+        id_sizes=pc.list_value_length(token_ids).to_numpy(),
     )
 
 
@@ -118,6 +119,32 @@ def array(table: pa.Table, name: str) -> pa.Array:
     """A column in one piece, and without a copy where it already is."""
     column = table[name]
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def taken(column: pa.ChunkedArray, rows: Indices) -> pa.ChunkedArray:
+    """The column's ``rows``, in their order, which must be that of the column's pieces. Arrow would join the pieces
+    first, and copying all the texts of a shard costs more than everything else that is done with them."""
+    ends = np.cumsum([len(piece) for piece in column.chunks], dtype=np.int64)
+    within = np.searchsorted(ends, rows, side="right")
+    assert (np.diff(within) >= 0).all(), "rows come piece by piece"
+    cuts = np.searchsorted(within, np.arange(len(ends) + 1))
+    pieces = zip(column.chunks, ends, cuts, cuts[1:], strict=False)
+    found = [_picked(piece, rows[first:last] - (end - len(piece))) for piece, end, first, last in pieces]
+    return pa.chunked_array(found, column.type)
+
+
+def _picked(piece: pa.Array, rows: Indices) -> pa.Array:
+    """A row's token ids as one run of bytes: Arrow copies them number by number, three times as long."""
+    if piece.type != IDS:
+        return piece.take(pa.array(rows))
+    values, width = piece.values, piece.values.type.byte_width
+    starts = (piece.offsets.to_numpy().astype(np.int64) + values.offset) * width
+    runs = pa.Array.from_buffers(pa.large_binary(), len(piece), [None, pa.py_buffer(starts), values.buffers()[1]]).take(
+        pa.array(rows)
+    )
+    ends = pa.Array.from_buffers(pa.int64(), len(rows) + 1, [None, runs.buffers()[1]]).to_numpy() // width
+    ids = pa.Array.from_buffers(values.type, int(ends[-1]), [None, runs.buffers()[2]])
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), ids, type=IDS)
 
 
 def presence(scores: pa.ListArray) -> Bools:
@@ -168,10 +195,6 @@ def _draws(candidates: pa.Table, present: Bools, sizes: Indices) -> Words:
         indices = _padded(array(candidates, "index").to_numpy().astype(np.uint64) + np.uint64(1), present, 0)
         draws[twice] ^= mixed(indices[twice])
     return draws
-
-
-def _hashes(names: pa.Array) -> Words:
-    return np.array([_hash(name) for name in names.to_pylist()], np.uint64)
 
 
 def _hash(name: str) -> int:

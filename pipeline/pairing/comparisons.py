@@ -99,7 +99,7 @@ def _search(
     columns: Columns, scores: Floats, standings: Standings, groups: Indices, config: PairingConfig, yardstick: Yardstick
 ) -> tuple[tuple[Indices, Indices, Indices], np.ndarray]:
     """The comparisons of the groups, as (group, chosen, rejected), and a reason a group, "" where it has one."""
-    block = rules.Block(scores[groups], standings.choosable[groups], standings.chosen[groups], columns.priority[groups])
+    block = rules.Block(scores[groups], standings.choosable[groups], standings.chosen[groups], columns.priority(groups))
     left = rules.allowed(block, config)
     reasons = np.where(left.any(axis=(1, 2)), "", "threshold").astype("U16")
     codes = text_codes(columns, groups)

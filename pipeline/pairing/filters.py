@@ -8,10 +8,9 @@ order, in ``comparisons``.
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.config import PairingConfig
-from pipeline.pairing.columns import Bools, Columns, Floats, Indices
+from pipeline.pairing.columns import Bools, Columns, Floats, Indices, taken
 from pipeline.pairing.identity import same_ids
 from pipeline.pairing.yardstick import Yardstick
 
@@ -57,7 +56,7 @@ def _different(columns: Columns, groups: Indices, codes: Indices, comparisons: B
     alike = codes[group, one] == codes[group, other]
     unlike = np.flatnonzero(~alike)
     left, right = (columns.rows(groups[group[unlike]], place[unlike]) for place in (one, other))
-    alike[unlike] = same_ids(columns.token_ids, left, right)
+    alike[unlike] = same_ids(columns, left, right)
     distinct[group, one, other] = ~alike
     return distinct
 
@@ -68,5 +67,6 @@ def text_codes(columns: Columns, groups: Indices) -> Indices:
     present = places < columns.sizes[groups][:, None]
     rows = (columns.starts[groups][:, None] + places)[present]
     codes = np.full(present.shape, -1, np.int64)
-    codes[present] = columns.texts.take(pa.array(rows)).dictionary_encode().indices.to_numpy()
+    coded = taken(columns.texts, rows).dictionary_encode()  # all pieces by one dictionary
+    codes[present] = np.concatenate([np.empty(0, np.int32), *(piece.indices.to_numpy() for piece in coded.chunks)])
     return codes

@@ -33,18 +33,18 @@ class Line:
     """Mean length of the round's scored candidates."""
 
 
-def lengths_of(token_ids: pa.ListArray, present: Bools, texts: Callable[[], pa.StringArray]) -> Floats:
+def lengths_of(token_ids: pa.ChunkedArray, present: Bools, texts: Callable[[], pa.ChunkedArray]) -> Floats:
     """Tokens of each candidate, [groups, candidates]; words in groups none of whose candidates has token ids.
 
     Texts are fetched where words have to be counted.
     """
-    counted = pc.fill_null(pc.list_value_length(token_ids), 0).to_numpy(zero_copy_only=False)
+    counted = pc.fill_null(pc.list_value_length(token_ids), 0).to_numpy()
     lengths = np.full(present.shape, np.nan)
     lengths[present] = counted
     wordy = present.any(axis=1) & (np.nansum(lengths, axis=1) == 0)
     if wordy.any():
         words = np.full(present.shape, np.nan)
-        words[present] = pc.count_substring_regex(texts(), r"\S+").to_numpy(zero_copy_only=False)
+        words[present] = pc.count_substring_regex(texts(), r"\S+").to_numpy()
         lengths[wordy] = words[wordy]
     return lengths
 

@@ -35,11 +35,19 @@ def standings_of(columns: Columns, scores: Floats, config: PairingConfig) -> Sta
     worst = np.where(scored, scores, np.inf).min(axis=1)
     return Standings(
         choosable=choosable,
-        chosen=np.where(choosable & (scores == best[:, None]), columns.priority, LAST).argmin(axis=1),
-        rejected=np.where(scored & (scores == worst[:, None]), columns.priority, LAST).argmin(axis=1),
+        chosen=_first(columns, choosable & (scores == best[:, None])),
+        rejected=_first(columns, scored & (scores == worst[:, None])),
         best=best,
         worst=worst,
     )
+
+
+def _first(columns: Columns, equals: Bools) -> Indices:
+    """[groups]: of the ``equals`` of each group, [groups, candidates], the first by priority."""
+    first: Indices = equals.argmax(axis=1)
+    several = np.flatnonzero(equals.sum(axis=1) > 1)
+    first[several] = np.where(equals[several], columns.priority(several), LAST).argmin(axis=1)
+    return first
 
 
 def refusals(columns: Columns, scores: Floats, standings: Standings, yardstick: Yardstick) -> np.ndarray:

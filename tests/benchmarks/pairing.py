@@ -7,7 +7,6 @@ The candidates are made up once a size: n = 8, words drawn as unevenly as in nat
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -56,7 +55,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     sizes: Annotated[str, typer.Option(help="Candidates, by comma.")] = ",".join(map(str, SIZES)),
     repetitions: Annotated[int, typer.Option(help="Of each measurement; the median counts.")] = 3,
-    threads: Annotated[int | None, typer.Option(help="Shards paired at once. Default: one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Shards paired at once. Default: as in a run.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the artifacts are made. Default: the system's.")] = None,
     json_file: Annotated[Path, typer.Option("--json", help="Where the numbers go.")] = RESULTS,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test: one small size, no file.")] = False,
@@ -81,7 +80,7 @@ def main(
     from report import save
 
     if not quick or json_file != RESULTS:
-        save({"machine": machine(), "threads": threads or os.cpu_count(), **results}, json_file)
+        save({"machine": machine(), "threads": threads or "as in a run", **results}, json_file)
 
 
 def summary(case: str, count: int, made: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -195,11 +194,13 @@ def words(rng: Any, lengths: Any) -> tuple[Any, Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from pipeline.tables import IDS
+
     sizes = np.clip(lengths, 1, LONGEST).astype(np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
     ids = np.minimum(rng.zipf(1.3, int(sizes.sum())) - 1, WORDS - 1).astype(np.int32)
     spelt = pa.ListArray.from_arrays(offsets, vocabulary().take(pa.array(ids)))
-    return pa.ListArray.from_arrays(offsets, pa.array(ids)), pc.binary_join(spelt, " ")
+    return pa.ListArray.from_arrays(offsets, pa.array(ids), type=IDS), pc.binary_join(spelt, " ")
 
 
 @cache
