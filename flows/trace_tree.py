@@ -207,6 +207,7 @@ def _uses(tree: Tree, found: Mapping[str, Any]) -> None:
         for use in found["uses"]:
             if use["run"] == run:
                 end = f" to policy {use['policy'][:DIGITS]}, {use['decision']}" if use["policy"] else ", not trained on"
+                end = f", held out,{end}" if use["held_out"] else end
                 again = " again" if use["stage"] == "replay" else ""
                 branch.add(f"round {use['round']}{again}{end} [dim]{_key(use)}[/]")
         _commands(branch, commands)

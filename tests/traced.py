@@ -148,11 +148,11 @@ class Place:
         groups = [Group(each[0].prompt, _one_after_another(list(sources), each)) for each in parts]
         return make_groups(self.store, spec, groups)
 
-    def train(self, pairs: Artifact, start: str, end: str) -> dict[str, Artifact]:
+    def train(self, pairs: Artifact, start: str, end: str, held_out: float = 0.0) -> dict[str, Artifact]:
         reference = make(self.store, Spec("reference", 3, {"dtype": "auto"}, {"pairs": pairs.key, "policy": start}))
         inputs = {"pairs": pairs.key, "policy": start, "files": "0" * 64, "reference": reference.key}
-        settings = knobs.TrainerConfig(beta=0.25).model_dump(mode="json")
-        trained = make(self.store, Spec("train", 3, settings | {"seed": 7}, inputs), info={"policy": end})
+        settings = knobs.TrainerConfig(beta=0.25).model_dump(mode="json") | {"seed": 7, "held_out": held_out}
+        trained = make(self.store, Spec("train", 4, settings, inputs), info={"policy": end})
         return {"reference": reference, "train": trained}
 
     def round(self, number: int, start: str, end: str | None = None, **more: Any) -> dict[str, Artifact]:

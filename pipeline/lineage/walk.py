@@ -24,6 +24,7 @@ from pipeline.lineage.catalogue import Catalogue, Chronicle, Made, Training
 from pipeline.lineage.policies import Step, chain
 from pipeline.lineage.search import Found, find_pair, holds, pair_artifacts
 from pipeline.lineage.verdicts import Opinion, opinion_of
+from pipeline.pairing.held_out import is_held_out
 from pipeline.store import Artifact
 from pipeline.types import Candidate, PreferencePair, Prompt
 
@@ -59,6 +60,8 @@ class Use:
     """Digest of the policy it came to."""
     decision: str | None
     """The gate's."""
+    held_out: bool
+    """The training measured it, and did not learn from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def lineage(workspace: Path, pair_id: str, ledger: Path) -> Lineage:
     pair, candidates = pairs[0], catalogue.wanted(pairs[0].candidates_key, "candidates")
     shard, group = _group(catalogue, candidates, pair.prompt)
     made = [] if candidates is None else catalogue.upstream(candidates)
-    uses = tuple(_uses(catalogue, found))
+    uses = tuple(_uses(catalogue, found, pair.prompt))
     return Lineage(
         pair=pair,
         pairings=_pairings(found, pairs),
@@ -170,7 +173,7 @@ def _prompts(catalogue: Catalogue, pair: PreferencePair) -> Made | None:
     return None
 
 
-def _uses(catalogue: Catalogue, found: Found) -> Iterator[Use]:
+def _uses(catalogue: Catalogue, found: Found, prompt: Prompt) -> Iterator[Use]:
     held = {place.artifact.key for place in found.places}
     for run in catalogue.runs:
         for entry in run.rounds:
@@ -181,7 +184,15 @@ def _uses(catalogue: Catalogue, found: Found) -> Iterator[Use]:
                 yield Use(
                     run.name, entry["round"], stage, keys[stage], trained,
                     entry.get("policy_out") if trained else None, (entry.get("gate") or {}).get("decision"),
+                    _held_out(catalogue, trained, prompt),
                 )  # fmt: skip
+
+
+def _held_out(catalogue: Catalogue, key: str | None, prompt: Prompt) -> bool:
+    """Whether the round's training of that key held the prompt's pairs out."""
+    artifact = None if key is None else catalogue.wanted(key, "train")
+    share = 0.0 if artifact is None else Made.of(artifact).config.get("held_out", 0.0)
+    return is_held_out(prompt.token_ids, share)
 
 
 def _replayed(catalogue: Catalogue, key: str | None, held: set[str], pair_id: str) -> bool:

@@ -72,6 +72,13 @@ def test_the_tree_shows_the_replies_about_the_two_and_counts_the_others(place: P
     assert "10 more calls about the group" in tree
 
 
+def test_a_pair_that_its_round_held_out_is_told_as_such(place: Place) -> None:
+    made = place.round(0, BASE)
+    place.run("food", made | place.train(made["pairs"], BASE, FIRST, held_out=1.0))
+    tree = shown(trace(pairs_of(made["pairs"])[0]["pair_id"], place.workspace))
+    assert f"round 0, held out, to policy {FIRST[:12]}, promote" in tree
+
+
 def test_markup_and_line_breaks_in_texts_are_shown_as_they_are(place: Place) -> None:
     found = first_of(place, place.judgments(made := place.candidates(count=1)), made)
     found["candidates"][0]["text"] = "[red]not red[/] [/b] \n two " + "long " * 200

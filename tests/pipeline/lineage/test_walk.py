@@ -63,8 +63,8 @@ def test_a_pair_leads_to_its_prompt_its_whole_group_its_settings_and_its_run(pla
     assert opinion_of(found).scores == (0.0, 0.0, 0.0, 1.0)
     assert opinion_of(found).made.config == RULES.model_dump(mode="json")
     (use,) = found.uses
-    assert (use.run, use.round, use.trained, use.policy, use.decision) == (
-        "food", 0, made["train"].key, FIRST, "promote",
+    assert (use.run, use.round, use.trained, use.policy, use.decision, use.held_out) == (
+        "food", 0, made["train"].key, FIRST, "promote", False,
     )  # fmt: skip
     ((run, commands),) = found.commands
     assert (run, len(commands)) == ("food", 1)
@@ -95,6 +95,13 @@ def test_a_policy_is_followed_through_two_trainings_to_the_first_checkpoint(plac
     assert middle.made.config["beta"] == 0.25
     assert (first.start, first.learnt_from, first.reference) == (None, {}, None)
     assert found.uses[0].trained is None
+
+
+def test_a_round_that_held_the_pair_out_did_not_learn_from_it(place: Place) -> None:
+    made = place.round(0, BASE)
+    place.run("food", made | place.train(made["pairs"], BASE, FIRST, held_out=1.0))
+    (use,) = walk(place, pair_of(made["pairs"])).uses
+    assert use.held_out and use.policy == FIRST
 
 
 def test_a_training_that_changed_nothing_does_not_lead_round_in_circles(place: Place) -> None:
