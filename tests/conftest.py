@@ -4,7 +4,9 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; RATCHET_SHARED_DATA names another")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def transformers_is_left_as_it_was() -> Iterator[None]:
+    """Two loads at once can leave weight tying switched off for good (:mod:`pipeline.loading`); tests far from there
+    would fail, so the one that did it does."""
+    yield
+    models = sys.modules.get("transformers.modeling_utils")
+    if models is not None:
+        found = models.PreTrainedModel.tie_weights.__qualname__
+        assert found == "PreTrainedModel.tie_weights", f"models are no longer tied: {found}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.policy import Probe, read_policy, write_probe
 from pipeline.types import Policy
 
@@ -58,7 +59,8 @@ def token_ids(text: str, alphabet: str = ALPHABET) -> tuple[int, ...]:
 
 def naive_logprobs(policy: Policy, sequences: list[list[int]]) -> list[list[float]]:
     """Nats a token by one float32 forward pass a sequence: the plainest computation there is."""
-    model = LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32)
+    with ONE_MODEL_AT_A_TIME:  # servers that tests start ask from threads of their own
+        model = LlamaForCausalLM.from_pretrained(policy.path, dtype=torch.float32)
     rows = []
     with torch.no_grad():
         for ids in sequences:
