@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flows.session import Session
 from flows.sources import find_policy, pairs_of_run
 from pipeline.errors import ConfigError
-from pipeline.pairing.replay import draw, replayed
+from pipeline.pairing.replay import Hand, Lots, drawable, gathered, lots, replayed
 from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Policy
 
 OFFLINE = "pairing.replay.offline"
+AT_ONCE = 4096
+"""Drawn pairs that make a shard, or a few more."""
 
 
 def replay(session: Session, pairs: Artifact, earlier: Sequence[Artifact], round: int) -> Artifact:
@@ -29,25 +30,25 @@ def replay(session: Session, pairs: Artifact, earlier: Sequence[Artifact], round
     config, seed = session.config.pairing.replay, session.config.seed
     pools = [*earlier, *offline_pairs(session)]
     inputs = {"pairs": pairs.key} | {f"earlier {number}": pool.key for number, pool in enumerate(pools)}
-    spec = Spec("replay", 1, {"share": config.share, "seed": seed, "round": round}, inputs)
+    spec = Spec("replay", 2, {"share": config.share, "seed": seed, "round": round}, inputs)
 
     def build(draft: Draft) -> Artifact:
         with session.console.stage("replay") as progress:
-            fresh, others = _ids([pairs]), _ids(pools)
-            known = set(fresh)
-            candidates = {one for one in others if one not in known}
-            drawn = draw(candidates, replayed(len(fresh), config.share), f"{seed} {round}")
+            draw = f"{seed} {round}"
+            fresh, others = int(pairs.manifest["rows"]), sum(int(pool.manifest["rows"]) for pool in pools)
+            candidates = drawable(gathered(_lots(pools, draw)), gathered(_lots([pairs], draw)))
+            drawn = candidates[: replayed(fresh, config.share)]
             rounds = Counter[int]()
-            for number, table in enumerate(_mixed(pairs, pools, drawn)):
+            for number, table in enumerate(_mixed(pairs, pools, drawn, draw)):
                 rounds.update(table["round"].to_pylist())
                 if not draft.has_shard(number):
                     draft.commit_shard(number, table)
-            total = len(fresh) + len(drawn)
-            progress(total, total, f"{len(fresh)} fresh, {len(drawn)} replayed")
+            total = fresh + len(drawn)
+            progress(total, total, f"{fresh} fresh, {len(drawn)} replayed")
         return draft.finish(
-            {"fresh": len(fresh), "replayed": len(drawn), "rounds": {str(one): rounds[one] for one in sorted(rounds)}},
-            rows_in=len(fresh) + len(others),
-            dropped={"repeated": len(others) - len(candidates), "not_drawn": len(candidates) - len(drawn)},
+            {"fresh": fresh, "replayed": len(drawn), "rounds": {str(one): rounds[one] for one in sorted(rounds)}},
+            rows_in=fresh + others,
+            dropped={"repeated": others - len(candidates), "not_drawn": len(candidates) - len(drawn)},
         )
 
     return session.store.make(spec, build)
@@ -88,18 +89,20 @@ def check_vocabulary(session: Session, policy: Policy) -> None:
         raise ConfigError(f"{OFFLINE} {given!r} is of a run with another vocabulary; allowed: one with the same")
 
 
-def _ids(artifacts: Iterable[Artifact]) -> list[str]:
-    return [one for each in artifacts for table in each.tables(["pair_id"]) for one in table["pair_id"].to_pylist()]
+def _lots(artifacts: Iterable[Artifact], seed: str) -> list[Lots]:
+    """Of all pairs, a shard's together."""
+    return [lots(table["pair_id"].to_pylist(), seed) for each in artifacts for table in each.tables(["pair_id"])]
 
 
-def _mixed(pairs: Artifact, pools: Iterable[Artifact], drawn: Iterable[str]) -> Iterator[pa.Table]:
-    """The fresh shards as they are, then the drawn rows, a table an artifact they come from."""
+def _mixed(pairs: Artifact, pools: Iterable[Artifact], drawn: Lots, seed: str) -> Iterator[pa.Table]:
+    """The fresh shards as they are, then the drawn rows, some thousand at a time."""
     yield from pairs.tables()
-    wanted = set(drawn)
+    hand, waiting = Hand(drawn), list[pa.Table]()
     for pool in pools:
-        parts = []
         for table in pool.tables():
-            taken = table.filter(pc.is_in(table["pair_id"], pa.array(sorted(wanted), pa.string())))
-            wanted.difference_update(taken["pair_id"].to_pylist())
-            parts.append(taken)
-        yield pa.concat_tables(parts)
+            waiting.append(table.filter(pa.array(hand.take(lots(table["pair_id"].to_pylist(), seed)))))
+            if sum(map(len, waiting)) >= AT_ONCE:
+                yield pa.concat_tables(waiting)
+                waiting.clear()
+    if any(map(len, waiting)):
+        yield pa.concat_tables(waiting)

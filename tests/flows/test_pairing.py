@@ -11,6 +11,7 @@ import pytest
 from flows.console import Console
 from flows.pairing import margins_table, pairs_table, preview_margins, repair
 from flows.replay import check_offline, replay
+from pipeline import tables
 from pipeline.candidates import write_asked
 from pipeline.config import PairingConfig
 from pipeline.errors import ConfigError, StoreError
@@ -18,6 +19,7 @@ from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.tables import candidates_table, judgments_table, read_pairs
 from pipeline.types import Candidate, Group, Judgment, Prompt
+from tests.stored import make
 
 QUIET = Console(quiet=True)
 
@@ -172,6 +174,22 @@ def test_where_there_are_fewer_pairs_all_are_replayed_and_none_twice(run: Run) -
     assert mixed.manifest["dropped"] == {"repeated": 32, "not_drawn": 0}
     ids = mixed.table()["pair_id"].to_pylist()
     assert len(set(ids)) == len(ids) == 32
+
+
+def test_drawn_pairs_are_written_some_at_a_time_and_again_after_a_kill(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.replay.AT_ONCE", 5)
+    old, new = rounds_of(run)
+    shards = [tables.pairs_table([pair]) for pair in read_pairs(old.table())]
+    pool = make(run.store, Spec("pairs", 1, {"apart": True}), shards)
+    mixed = replay(session(run, 0.5), new, [pool], 1)
+    sizes = [shard["rows"] for shard in mixed.manifest["shards"]]
+    assert sizes == [16, 5, 5, 5, 1]
+    whole = mixed.table()
+    mixed.path.joinpath("manifest.json").unlink()  # as a kill leaves it, with what was written last not there
+    mixed.path.joinpath(mixed.manifest["shards"][-1]["file"]).unlink()
+    assert replay(session(run, 0.5), new, [pool], 1).table() == whole
 
 
 def test_pairs_of_another_run_are_drawn_from_as_well(run: Run) -> None:
