@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,13 @@ def _that_fit(session: Session, policy: Policy) -> PromptsConfig:
 
 def read_rounds(artifact: Artifact) -> list[Prompt]:
     return read_prompts(list(artifact.tables())[ROUNDS])
+
+
+def read_rounds_ids(artifact: Artifact) -> Iterator[list[int]]:
+    """The token ids of :func:`read_rounds`, read when they are asked for."""
+    table = next(islice(artifact.tables(["token_ids"]), ROUNDS, None))
+    for batch in table.to_batches(1024):
+        yield from batch["token_ids"].to_pylist()
 
 
 def read_held_out(artifact: Artifact) -> list[Prompt]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flows.scoring import score_shards
 from flows.session import Session, Workplace, release_memory
-from flows.start import read_held_out
+from flows.start import read_held_out, read_rounds_ids
 from pipeline.candidates import shards
 from pipeline.config import TrainerConfig
 from pipeline.pairing.held_out import is_held_out, share_held_out
@@ -67,10 +67,8 @@ class Compared:
 # ---------------------------------------------------------------------------------------------- of a round
 def held_out_share(session: Session, prompts: Artifact) -> float:
     """Share of the prompts whose pairs no round of the run trains on."""
-    (table, _) = prompts.tables(["token_ids"])
-    ids = (each for batch in table.to_batches(1024) for each in batch["token_ids"].to_pylist())
     config = session.config
-    return share_held_out(config.evaluation.pairs, ids, config.prompts.per_round)
+    return share_held_out(config.evaluation.pairs, read_rounds_ids(prompts), config.prompts.per_round)
 
 
 def has_examples(pairs: Artifact, share: float) -> bool:
