@@ -210,8 +210,9 @@ def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -
     entries, _ = find_policy(run, request.round)
     tag = f"round-{entries[-1]['round']:03d}"
     folder = _prepared(run, "policy", tag, request.terms_of_policy)
+    earlier = [each for each in sorted(folder.parent.glob(f"{tag}-*")) if each != folder]
     with request.console.stage(f"policy {tag}") as progress:
-        told = export_policy(run, folder, request.round, request.terms_of_policy, keep=True)
+        told = export_policy(run, folder, request.round, request.terms_of_policy, keep=True, earlier=earlier)
         pushed = push(
             folder, repo, MODEL, message=f"Run {run.name}, policy of round {told['round']}", private=private, tag=tag,
             move_tag=move_tags, progress=progress,

@@ -58,12 +58,15 @@ class Draft:
         target.write_text(content, encoding="utf-8", errors="backslashreplace")
         sync(target)
 
-    def file(self, name: str, source: Path) -> None:
-        """A copy of ``source``, through whatever link it is."""
+    def file(self, name: str, source: Path, earlier: Sequence[Path] = ()) -> None:
+        """A copy of ``source``, through whatever link it is; or a second name of what one of ``earlier`` has under that
+        name, exports whose file is such a copy already."""
         self._mine.add(name)
         part = self.path / f"{name}.part"
-        shutil.copyfile(source, part)
-        sync(part)
+        part.unlink(missing_ok=True)
+        if not any(_linked(folder / name, part) for folder in earlier):
+            shutil.copyfile(source, part)
+            sync(part)
         part.rename(self.path / name)
 
     def finish(self, kind: str, run: str, lineage: Mapping[str, Any]) -> None:

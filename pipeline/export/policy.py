@@ -5,7 +5,7 @@ the weights proves the copy. What is Ratchet's own, or says where the checkpoint
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.errors import ConfigError, StoreError
 from pipeline.export.cards import Terms, model_card
 from pipeline.export.dataset import finished_rounds
-from pipeline.export.folder import CARD, LINEAGE, Draft, check_destination, drafted, kept
+from pipeline.export.folder import CARD, LINEAGE, Draft, check_destination, drafted, kept, read_lineage
 from pipeline.export.lineage import RECIPE, lineage_of, recipe_of
 from pipeline.policy import PROBE, TOLD, weights_digest
 from pipeline.runs import Run
@@ -53,13 +53,15 @@ def find_policy(run: Run, number: int | None) -> tuple[list[dict[str, Any]], Art
 
 
 def export_policy(
-    run: Run, destination: Path, number: int | None = None, terms: Terms | None = None, *, keep: bool = False
-) -> dict[str, Any]:
+    run: Run, destination: Path, number: int | None = None, terms: Terms | None = None, *, keep: bool = False,
+    earlier: Sequence[Path] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Write the policy of the run's best round, or of round ``number``. The same run gives the same bytes.
 
     Args:
         destination: a new or empty folder, or an earlier export of the run's policy.
         keep: leave an earlier export of the same policy under the same terms as it is, its card included.
+        earlier: other exports of the run; weights that one has of this very policy are linked, not copied again.
 
     Returns:
         JSON-able: ``folder``, ``round``, ``digest``, and ``files``.
@@ -78,9 +80,13 @@ def export_policy(
     if keep and (found := kept(destination, made_of)):
         return found
     summary = {"round": number, "digest": digest, "files": len(names)}
+    same = [each for each in earlier if ((read_lineage(each) or {}).get("summary") or {}).get("digest") == digest]
     with drafted(destination, KIND, run.name) as draft:
         for name in names:
-            _copy(draft, source / name)
+            _copy(draft, source / name, same)
+        if same and weights_digest(draft.path) != digest:  # somebody changed them there
+            for name in names:
+                _copy(draft, source / name)
         if weights_digest(draft.path) != digest:
             raise StoreError(f"{source} does not hold the weights it should ({digest[:12]}); run the round again")
         draft.text(RECIPE, recipe_of(run))
@@ -99,11 +105,11 @@ def checkpoint_files(source: Path) -> list[str]:
     )
 
 
-def _copy(draft: Draft, source: Path) -> None:
+def _copy(draft: Draft, source: Path, earlier: Sequence[Path] = ()) -> None:
     if source.name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         draft.text(source.name, _without_places(source))
     else:
-        draft.file(source.name, source)
+        draft.file(source.name, source, earlier if source.suffix == ".safetensors" else ())
 
 
 def _without_places(source: Path) -> str:

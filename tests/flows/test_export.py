@@ -212,7 +212,9 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert b"https://huggingface.co/datasets/org/demo" in model.texts()["README.md"]
     assert "probe.json" not in model.texts()
 
-    by_process(hub, tmp_path / "home", "demo", "hub:org/elsewhere", str(workspace), "data")
+    by_process(hub, tmp_path / "home", "demo", "hub:org/elsewhere", str(workspace), "both")
+    one, other = (workspace / "exports" / "demo" / "policy").glob("round-001-*/model.safetensors")
+    assert one.samefile(other)  # weights lie there once, whatever they were pushed to
     making = Making(train=train)
     run = make_run(workspace, making)  # the same command again: artifacts are found, records are written anew
     add_round(run, making, 2)

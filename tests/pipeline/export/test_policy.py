@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.export.cards import Terms
 from pipeline.export.policy import export_policy
-from pipeline.policy import Probe, read_policy, read_probe, write_probe
+from pipeline.policy import Probe, read_policy, read_probe, weights_digest, write_probe
 from pipeline.runs import Run
 from tests.exported import Making, make_run
 from tests.tiny import make_policy, naive_logprobs
@@ -52,6 +53,29 @@ def test_the_best_policy_loads_and_gives_the_log_probabilities_of_its_probe(run:
             logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         got = logps.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
         assert torch.equal(got, torch.tensor(expected))  # the same bytes give the same numbers
+
+
+def test_weights_of_another_export_of_the_policy_are_linked_and_those_of_the_run_never(
+    run: Run, tmp_path: Path
+) -> None:
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    export_policy(run, first)
+    export_policy(run, second, terms=Terms("mit"), earlier=[first])
+    export_policy(run, other, 0, earlier=[first, second])
+    source = run.store.get("train", run.status()["rounds"][1]["artifacts"]["train"]).path / "policy"
+    own, one, two, another = (folder / "model.safetensors" for folder in (source, first, second, other))
+    assert one.samefile(two) and not one.samefile(own) and not one.samefile(another)
+    assert not (first / "config.json").samefile(second / "config.json")
+    assert weights_digest(other) == run.status()["rounds"][0]["policy_out"]
+
+
+def test_weights_that_somebody_changed_there_are_not_taken(run: Run, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    told = export_policy(run, first)
+    content = (first / "model.safetensors").read_bytes()
+    (first / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    export_policy(run, second, terms=Terms("mit"), earlier=[first])
+    assert weights_digest(second) == told["digest"]
 
 
 def test_tokenizer_chat_template_and_generation_config_come_along(run: Run, tmp_path: Path) -> None:
