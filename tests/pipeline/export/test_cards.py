@@ -198,7 +198,9 @@ def test_data_of_others_models_is_told_as_that_and_has_no_policy(tmp_path: Path)
     assert "| setting | big | small |" in card
     assert "`temperature` | 0.7 | 0.7 |" in card
     assert "ratchet data recipe.toml --name demo" in card
-    for absent in ("online DPO", "tokens that were sampled", "sampled by", "promote", "What training on them did", "aaaaaaaaaaaa"):
+    for absent in (
+        "online DPO", "tokens that were sampled", "sampled by", "promote", "What training on them did", "aaaaaaaaaaaa",
+    ):  # fmt: skip
         assert absent not in card, absent
     assert told["rows"]["default"] == 7
     rows = datasets.load_dataset(str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
