@@ -41,7 +41,8 @@ def gathered(parts: Sequence[Lots]) -> Lots:
     every.sort()
     new = np.ones(len(every), bool)
     np.not_equal(every[1:], every[:-1], out=new[1:])
-    return every[new]
+    once: Lots = every[new]
+    return once
 
 
 def drawable(others: Lots, fresh: Lots) -> Lots:
