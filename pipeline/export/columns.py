@@ -5,6 +5,7 @@ each conversational where the run's prompts are (lists of messages), else standa
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ CONFIGS = {
     "dropped": "a prompt that gave no pair, and why",
 }
 """By name, in the order they are listed; and what a row of each is."""
+TEXTS = frozenset({"prompt", "chosen", "rejected", "completion", "text", "answer", "votes", "detail"})
+"""Columns whose values are long, and seldom come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,13 @@ def schema(config: str, chat: bool) -> pa.Schema:
         "dropped": [("prompt_id", TEXT), ("round", ROUND), *((name, TEXT) for name in DROPS.names[1:])],
     }  # fmt: skip
     return pa.schema(columns[config])
+
+
+def encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How a config's files are written: in encodings that every reader knows. A dictionary of texts, or of token ids,
+    takes longer to make than it saves in reading, and nobody asks for the least of them."""
+    short = [field.name for field in schema if field.name not in TEXTS and not pa.types.is_list(field.type)]
+    return {"compression": "zstd", "use_dictionary": short, "write_statistics": short}
 
 
 def preferences(pairs: pa.Table, origin: Origin) -> pa.Table:

@@ -3,8 +3,8 @@
     README.md  recipe.toml  lineage.json
     data/<config>/train-<round>-<digest>-<part>.parquet
 
-Read and written a shard at a time, so that memory does not grow with the run. There is one split, ``train``: prompts
-held out for evaluation were asked in no round, and so are, by their ids, in none of it.
+Read and written a shard at a time, several files at once, so that memory does not grow with the run. There is one
+split, ``train``: prompts held out for evaluation were asked in no round, and so are, by their ids, in none of it.
 """
 
 from collections import Counter
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.export import columns
 from pipeline.export.cards import Counts, Terms, data_card
-from pipeline.export.folder import CARD, check_destination, drafted, kept
+from pipeline.export.folder import CARD, Draft, check_destination, drafted, kept
 from pipeline.export.lineage import RECIPE, lineage_of, recipe_of
-from pipeline.export.rounds import Round, open_round, parts
+from pipeline.export.rounds import Part, Round, open_round, parts
+from pipeline.pairing.artifact import workers
 from pipeline.protocols import Progress, silent
 from pipeline.runs import Run
 from pipeline.store import digest
@@ -80,7 +81,7 @@ def export_data(
         destination: a new or empty folder, or an earlier export of the run.
         keep: leave an earlier export of the same rounds under the same terms as it is, its card included.
         earlier: other exports of the run; shards they have are linked, not written again.
-        progress: told files written, files in all, and the file under way.
+        progress: told files written, files in all, and the last one.
         rows: about how many a file may have.
 
     Returns:
@@ -100,18 +101,8 @@ def export_data(
     if keep and (found := kept(destination, made_of)):
         return found
     planned = [(made, part) for _, made in opened for part in parts(made, rows)]
-    written: dict[str, Counter[int]] = {config: Counter() for config in columns.CONFIGS}
-    sources: Counter[str] = Counter()
-    files = 0
     with drafted(destination, KIND, run.name, earlier) as draft:
-        for done, (made, part) in enumerate(planned):
-            progress(done, len(planned), part.path)
-            there = draft.shard(part.path, columns.schema(part.config, chat), part.tables)
-            written[part.config][made.number] += there
-            files += there > 0
-            if part.config == "prompts":
-                sources.update(_sources(draft.path / part.path))
-        progress(len(planned), len(planned), "")
+        files, written, sources = _written(draft, planned, chat, progress)
         by_config = {config: dict(by_round) for config, by_round in written.items() if by_round.total()}
         counts = Counts(by_config, {} if set(sources) <= {""} else dict(sorted(sources.items())))
         entries = [entry for entry, _ in opened]
@@ -122,6 +113,31 @@ def export_data(
         lineage = lineage_of(run, entries, [made for _, made in opened])
         draft.finish(KIND, run.name, {"made_of": made_of, "summary": summary, "rows": by_config, **lineage})
     return {"folder": str(destination), **summary}
+
+
+def _written(
+    draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, progress: Progress
+) -> tuple[int, dict[str, Counter[int]], Counter[str]]:
+    """How many files have rows; the rows by config and round; and the prompts by source. Several files are written at
+    once."""
+
+    def write(number: int) -> int:
+        part = planned[number][1]
+        return draft.shard(part.path, columns.schema(part.config, chat), part.tables)
+
+    files = 0
+    written: dict[str, Counter[int]] = {config: Counter() for config in columns.CONFIGS}
+    sources: Counter[str] = Counter()
+    progress(0, len(planned), "")
+    with workers(None, len(planned)) as each:
+        for done, rows in enumerate(each(write, range(len(planned)))):
+            made, part = planned[done]
+            written[part.config][made.number] += rows
+            files += rows > 0
+            if part.config == "prompts":
+                sources.update(_sources(draft.path / part.path))
+            progress(done + 1, len(planned), part.path)
+    return files, written, sources
 
 
 def _sources(file: Path) -> dict[str, int]:

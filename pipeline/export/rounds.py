@@ -1,6 +1,7 @@
 """A finished round's artifacts, and what each config of a data set takes from them, a span of shards at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from pipeline.export.columns import Origin
 from pipeline.pairing.artifact import DROPPED
 from pipeline.pairing.unpaired import unpaired_by_role
 from pipeline.store import Artifact, Store, digest
+from pipeline.tables import CANDIDATES, PAIRS
 
 MEMBER = "member "
 """Before the names of a panel's members, among its inputs."""
-FORMAT = 1
+FORMAT = 2
 """Raised when the same artifacts give other files."""
 AT_ONCE = 8192
 """Rows worked on at once of a shard or a file with many."""
+LABELLED = [name for name in PAIRS.names if not name.endswith("token_ids")]
+WITHOUT_IDS = [name for name in CANDIDATES.names if name != "token_ids"]
+"""What is read where token ids, half of all the bytes, are not written."""
 Shards = Sequence[Mapping[str, Any]]
 
 
@@ -91,17 +96,18 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
     origin = made.origin
     pairs, candidates, judgments = (_shards(each) for each in (made.pairs, made.candidates, made.judgments))
 
-    def own(number: int) -> Iterator[pa.Table]:
+    def own(number: int, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The shard's pairs of this round's candidates: replayed ones are in the round that made them."""
-        for table in _pieces(_read(made.pairs, pairs[number])):
+        for table in _pieces(_read(made.pairs, pairs[number], names)):
             kept = table.filter(pc.equal(table["candidates_key"], made.candidates.key))
             yield from [kept] if kept.num_rows else []
 
     def labelled(number: int) -> Iterator[pa.Table]:
-        return (columns.labelled(unpaired_by_role(table).completions, origin) for table in own(number))
+        return (columns.labelled(unpaired_by_role(table).completions, origin) for table in own(number, LABELLED))
 
     def best(number: int) -> Iterator[pa.Table]:
-        candidate, judgment = _read(made.candidates, candidates[number]), _read(made.judgments, judgments[number])
+        candidate = _read(made.candidates, candidates[number], WITHOUT_IDS)
+        judgment = _read(made.judgments, judgments[number], ["prompt_id", "scores"])
         yield columns.best_of_n(_asked(made.candidates, number), candidate, judgment, origin)
 
     def said(artifact: Artifact, member: str) -> Callable[[int], Iterator[pa.Table]]:
@@ -151,9 +157,10 @@ def _shards(artifact: Artifact) -> Shards:
     return shards
 
 
-def _read(artifact: Artifact, shard: Mapping[str, Any]) -> pa.Table:
-    """One shard. Raises StoreError as :meth:`Artifact.tables` does."""
-    return next(Artifact(artifact.path, {**artifact.manifest, "shards": [shard]}).tables())
+def _read(artifact: Artifact, shard: Mapping[str, Any], names: Sequence[str] | None = None) -> pa.Table:
+    """One shard, or some columns of it. Raises StoreError where it cannot be read."""
+    with _intact(artifact.path / shard["file"]) as path, pq.ParquetFile(path) as file:
+        return file.read(names, use_threads=False)
 
 
 def _pieces(table: pa.Table) -> Iterator[pa.Table]:
@@ -169,12 +176,16 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
 
 def _asked(candidates: Artifact, number: int) -> pa.Table:
     """The prompts of one shard, without reading those before it. Raises StoreError where they cannot be read."""
-    path = candidates.path / ASKED
+    with _intact(candidates.path / ASKED) as path, pq.ParquetFile(path) as file:
+        return file.read_row_group(number, use_threads=False)
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[Path]:
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(number)
+        yield path
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete {candidates.path} to make it again") from None
+        raise StoreError(f"{path} cannot be read ({error}); delete {path.parent} to make it again") from None
 
 
 def _is_chat(candidates: Artifact) -> bool:

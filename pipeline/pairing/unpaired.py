@@ -42,7 +42,7 @@ class Unpaired:
 
 def unpaired_by_role(pairs: pa.Table) -> Unpaired:
     """Of a table of pairs, each candidate once, chosen ones before rejected ones. The score is that which pairing
-    compared."""
+    compared. Without the token ids, where the table was read without."""
     sides = pa.concat_tables([_side(pairs, "chosen", True), _side(pairs, "rejected", False)])
     name = pc.binary_join_element_wise(
         sides["candidates_key"], sides["prompt_id"], pc.cast(sides["index"], pa.string()), "\0"
@@ -83,11 +83,11 @@ def unpaired_by_threshold(
 
 def _side(pairs: pa.Table, role: str, desirable: bool) -> pa.Table:
     count = pairs.num_rows
-    columns = [
-        pairs["round"],
-        *(pairs[name] for name in OF_PROMPT),
-        *(pairs[f"{role}_{name}"] for name, _ in CANDIDATE_FIELDS),
-        pairs[f"score_{role}"], pa.array(np.full(count, desirable)),
-        pairs["candidates_key"], pairs["judgments_key"],
-    ]  # fmt: skip
-    return pa.table(columns, schema=UNPAIRED)
+    columns = {
+        "round": pairs["round"],
+        **{name: pairs[name] for name in OF_PROMPT if name in pairs.schema.names},
+        **{name: pairs[f"{role}_{name}"] for name, _ in CANDIDATE_FIELDS if f"{role}_{name}" in pairs.schema.names},
+        "score": pairs[f"score_{role}"], "desirable": pa.array(np.full(count, desirable)),
+        "candidates_key": pairs["candidates_key"], "judgments_key": pairs["judgments_key"],
+    }  # fmt: skip
+    return pa.table(columns, schema=pa.schema([UNPAIRED.field(name) for name in columns]))
