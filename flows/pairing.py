@@ -5,12 +5,14 @@ new pairs are artifacts like any other, with a readable link each under the run'
 own: the same settings lead to the same artifacts, so ``ratchet export`` takes the settings.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -153,7 +155,7 @@ def _stored(run: Run, entry: Entry) -> tuple[Artifact, Artifact]:
 
 # ---------------------------------------------------------------------------------------------- showing it
 def pairs_table(result: Entry) -> RenderableType:
-    """A line a round, and under it why groups gave no pair."""
+    """A line a round, under it why groups gave no pair, and how these pairs are exported."""
     table = Table("round", box=SIMPLE)
     for column in ("pairs", "prompts", "of", "mean margin", "median"):
         table.add_column(column, justify="right")
@@ -166,6 +168,9 @@ def pairs_table(result: Entry) -> RenderableType:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
         own = " (the run's own)" if entry["own"] else ""
         notes += [f"round {entry['round']}: dropped: {dropped}", f"  [dim]{entry['link']}{own}[/]"]
+    if result["changed"] and not all(entry["own"] for entry in result["rounds"]):
+        settings = [word for each in result["changed"] for word in ("--set", each)]
+        notes.append(escape(f"next: {shlex.join(['ratchet', 'export', result['run'], *settings, '--to'])} DIR"))
     return Group(table, *(Padding(note, (0, 2)) for note in notes))
 
 

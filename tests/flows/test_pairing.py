@@ -133,7 +133,9 @@ def shown(table: Any) -> str:
 
 
 def test_tables_are_for_people(run: Run) -> None:
-    assert "dropped: 2 margin" in shown(pairs_table(repair(run, QUIET)))
+    assert "dropped: 2 margin" in (own := shown(pairs_table(repair(run, QUIET))))
+    made = shown(pairs_table(repair(run, QUIET, overrides=["pairing.keep=0.5"])))
+    assert "next: ratchet export stored --set pairing.keep=0.5 --to DIR" in made and "next:" not in own
     assert "what would each margin keep?" in shown(margins_table(preview_margins(run, QUIET)))
 
 
