@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config import PairingConfig
 from pipeline.pairing import REASONS, Origin, Shard, columns_of, pair
 from pipeline.pairing.artifact import survey
-from pipeline.pairing.columns import Floats
+from pipeline.pairing.columns import Floats, joined
 from pipeline.tables import candidates_table, judgments_table, prompts_table, read_pairs
 from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
 
@@ -83,12 +83,14 @@ def shard_of(groups: Sequence[Group], judgments: Sequence[Judgment]) -> Shard:
 
 def pair_round(
     groups: Sequence[Group], judgments: Sequence[Judgment], config: PairingConfig, per_shard: int = 1000,
-    origin: Origin = ORIGIN,
+    origin: Origin = ORIGIN, together: int = 1,
 ) -> Found:  # fmt: skip
+    """``per_shard`` groups lie in a shard, and ``together`` shards are paired at once."""
     starts = range(0, max(len(groups), 1), per_shard)
     shards = [shard_of(groups[at : at + per_shard], judgments[at : at + per_shard]) for at in starts]
     yardstick = survey(Held(shards), config)
-    parts = [pair(shard, config, yardstick, origin) for shard in shards]
+    blocks = [joined(shards[at : at + together]) for at in range(0, len(shards), together)]
+    parts = [pair(block, config, yardstick, origin) for block in blocks]
     for part in parts:
         assert part.kept + part.dropped.num_rows == part.groups
     dropped = [tuple(row.values()) for part in parts for row in part.dropped.to_pylist()]

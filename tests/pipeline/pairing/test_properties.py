@@ -115,10 +115,13 @@ def test_order_of_candidates_and_groups_means_nothing(drawn: Drawn, config: Pair
     assert essence(before) == essence(after)
 
 
-@given(rounds, configs(), st.integers(1, 3))
-def test_how_a_round_lies_in_shards_means_nothing(drawn: Drawn, config: PairingConfig, per_shard: int) -> None:
+@given(rounds, configs(), st.integers(1, 3), st.integers(1, 3))
+def test_how_a_round_lies_in_shards_and_how_many_are_paired_at_once_means_nothing(
+    drawn: Drawn, config: PairingConfig, per_shard: int, together: int
+) -> None:
     groups, judgments = build(drawn)
-    assert pair_round(groups, judgments, config) == pair_round(groups, judgments, config, per_shard=per_shard)
+    found = pair_round(groups, judgments, config, per_shard=per_shard, together=together)
+    assert found == pair_round(groups, judgments, config)
 
 
 # ---------------------------------------------------------------------------------------------- shift and scale
