@@ -7,6 +7,7 @@ kernel at these lengths in bfloat16.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from trainers.rounding import KEYS, QUERIES, up, up_finely
 
 SHARED_PREFIX = "shared_prefix"
 QUERY_BLOCK = 256
-"""Queries a dense block: smaller wastes less on masked scores, larger has fewer calls."""
+"""Queries a dense block, about: smaller wastes less on masked scores, larger has fewer calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ class Block:
     """The queries and those after them that nobody asked for: their probabilities are set to 0."""
     keys: tuple[slice, ...]
     """One slice, or the prompt's and the completion's own; the last goes on into hidden keys."""
-    masked: Tensor
-    """[wide, columns] True where a score is hidden, for the last columns only: those before are seen by all."""
+    mask: Tensor
+    """[wide · heads a key head, columns] −∞ where a score is hidden, else 0, for the last columns only: those before
+    are seen by all. In bfloat16, which adds to any type."""
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class Layout:
     pack: Pack
     last_layer: int | None = None
     """Index of the model's last layer: of its queries only :attr:`needed` ones matter."""
-    _blocks: dict[tuple[int | None, bool], list[Block]] = field(default_factory=dict)
+    _blocks: dict[tuple[int | None, bool, int], list[Block]] = field(default_factory=dict)
     _masks: dict[int | None, Any] = field(default_factory=dict)
     _needed: Tensor | None = None
 
@@ -62,12 +64,15 @@ class Layout:
             self._needed = wanted.nonzero()[:, 0]
         return self._needed
 
-    def blocks(self, window: int | None, layer: int | None = None) -> list[Block]:
-        """Dense blocks. With a ``window`` a token sees the last ``window`` positions only, itself included."""
-        last = layer is not None and layer == self.last_layer
-        if (window, last) not in self._blocks:
-            self._blocks[window, last] = _dense_blocks(self.pack, window, last)
-        return self._blocks[window, last]
+    def blocks(self, window: int | None, layer: int | None = None, heads: int = 1) -> list[Block]:
+        """Dense blocks for ``heads`` query heads a key head.
+
+        With a ``window`` a token sees the last ``window`` positions only, itself included.
+        """
+        kind = (window, layer is not None and layer == self.last_layer, heads)
+        if kind not in self._blocks:
+            self._blocks[kind] = _dense_blocks(self.pack, *kind)
+        return self._blocks[kind]
 
     def block_mask(self, window: int | None) -> Any:
         """The same as flex attention's BlockMask."""
@@ -103,7 +108,8 @@ def shared_prefix_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if device == "cpu":
         with torch.autocast(device, enabled=False):
-            blocks = layout.blocks(sliding_window, getattr(module, "layer_idx", None))
+            heads = query.shape[1] // key.shape[1]
+            blocks = layout.blocks(sliding_window, getattr(module, "layer_idx", None), heads)
             return DenseBlocks.apply(query, key, value, blocks, scale, softcap), None  # type: ignore[no-untyped-call]
     return flex(query, key, value, layout.block_mask(sliding_window), scale, softcap), None
 
@@ -133,8 +139,7 @@ class DenseBlocks(torch.autograd.Function):
             if softcap is not None:
                 bends.append(scores.div_(softcap).tanh_())
                 scores = scores * softcap
-            hidden = block.masked[:, None]
-            scores.unflatten(1, (len(hidden), -1))[..., -hidden.shape[-1] :].masked_fill_(hidden, -torch.inf)
+            scores[..., -block.mask.shape[1] :].add_(block.mask)
             p = torch.softmax(scores, -1)
             asked = _rows(out, block.queries)
             p[:, asked.shape[1] :] = 0
@@ -191,7 +196,7 @@ def _give(states: Tensor, slices: tuple[slice, ...], grads: Tensor) -> None:
         start = end
 
 
-def _dense_blocks(pack: Pack, window: int | None, needed_alone: bool) -> list[Block]:
+def _dense_blocks(pack: Pack, window: int | None, needed_alone: bool, heads: int) -> list[Block]:
     """The first completion follows its prompt, so both are one causal run; every other one sees the prompt first."""
     positions = pack.position_ids[0].cpu()
     blocks = []
@@ -199,17 +204,18 @@ def _dense_blocks(pack: Pack, window: int | None, needed_alone: bool) -> list[Bl
         branch = span.start + span.prompt
         stem = branch + (span.branches[0][1] if span.branches else 0)
         first = branch - 1 if needed_alone else span.start
-        blocks += _causal_run(positions, first, stem, slice(span.start, first), window)
+        blocks += _causal_run(positions, first, stem, slice(span.start, first), window, heads)
         for start, length in span.branches[1:]:
-            blocks += _causal_run(positions, start, start + length, slice(span.start, branch), window)
+            blocks += _causal_run(positions, start, start + length, slice(span.start, branch), window, heads)
     return blocks
 
 
-def _causal_run(positions: Tensor, start: int, end: int, before: slice, window: int | None) -> list[Block]:
+def _causal_run(positions: Tensor, start: int, end: int, before: slice, window: int | None, heads: int) -> list[Block]:
     """Blocks for the queries start … end, which see each other causally and all of ``before``."""
     blocks = []
-    for first in range(start, end, QUERY_BLOCK):
-        last = min(first + QUERY_BLOCK, end)
+    count = max(1, round((end - start) / QUERY_BLOCK))
+    bounds = [start + (end - start) * number // count for number in range(count + 1)]
+    for first, last in pairwise(bounds) if end > start else ():
         keys = [part for part in (before, slice(start, last)) if part.stop > part.start]
         columns = torch.cat([positions[part] for part in keys])
         distance = positions[first:last, None] - columns[None]
@@ -217,9 +223,10 @@ def _causal_run(positions: Tensor, start: int, end: int, before: slice, window: 
         shown_to_all = 0 if window is not None else len(columns) - (last - first)
         size, width = up(last - first, QUERIES), up(len(columns), KEYS)
         # What nobody asked for sees the first column, since a softmax of nothing is not a number.
-        masked = torch.ones(size, width - shown_to_all, dtype=torch.bool)
-        masked[: last - first, : len(columns) - shown_to_all] = hidden[:, shown_to_all:]
-        masked[last - first :, 0] = False
+        mask = torch.full((size, width - shown_to_all), -torch.inf, dtype=torch.bfloat16)
+        mask[: last - first, : len(columns) - shown_to_all][~hidden[:, shown_to_all:]] = 0
+        mask[last - first :, 0] = 0
+        mask = mask.repeat_interleave(heads, 0)
         keys[-1] = slice(keys[-1].start, keys[-1].stop + width - len(columns))
-        blocks.append(Block(slice(first, last), slice(first, first + size), tuple(keys), masked))
+        blocks.append(Block(slice(first, last), slice(first, first + size), tuple(keys), mask))
     return blocks

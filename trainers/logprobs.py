@@ -19,9 +19,11 @@ from trainers.statistics import Slopes, Statistics, join
 
 CHUNK = {"cpu": 1024, "cuda": 2048}
 """Tokens whose probabilities are held at once."""
-PIECE = {"cpu": 128, "cuda": 2048}
+PIECE = {"cpu": 256, "cuda": 2048}
 """Tokens of one softmax: on a CPU few enough to stay in its cache."""
-PANEL = {"cpu": 8192, "cuda": 1 << 30}
+TRANSPOSED = 512
+"""Positions from which on a CPU makes logits with a transposed copy of the weight, which it multiplies by faster."""
+PANEL = {"cpu": 1024, "cuda": 1 << 30}
 """Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
 SMALLEST = 1e-30
 """Probabilities below this may have lost digits, or all of them; their logarithm is taken another way."""
@@ -39,6 +41,8 @@ class Head:
     weight_grad: Tensor | None = None
     """Where the gradient is added, float32; None for a frozen head."""
     bias_grad: Tensor | None = None
+    version: int = 0
+    """Another one after every change of the weight. Tensors' own versions do not tell: fused optimisers leave them."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
@@ -58,6 +62,21 @@ class Workspace:
     """Buffers that live from pack to pack: fresh ones of this size cost more in page faults than in arithmetic."""
 
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Where a transposed copy was made from, and the version of what was there."""
+
+    def transposed(self, name: str, weight: Tensor, version: int) -> Tensor:
+        """``weight`` [rows, columns] as a copy [columns, rows], made anew where it is of another version."""
+        name, source = f"{name}, transposed", (weight.data_ptr(), version)
+        copy = self.take(name, weight.shape[1], weight.shape[0], weight)
+        if self.versions.get(name) != source:
+            copy.copy_(weight.t())
+            self.versions[name] = source
+        return copy
+
+    def clear(self) -> None:
+        self.buffers.clear()
+        self.versions.clear()
 
     def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
         """[rows, columns] of arbitrary content, in the dtype and on the device of ``like``."""
@@ -73,6 +92,8 @@ class ChunkedHead:
     def __init__(self, head: Head, workspace: Workspace, name: str = "policy") -> None:
         self.head, self.workspace, self.name = head, workspace, name
         self.weight, self.bias = head.weight, head.bias
+        self.transposed = head.weight.t()
+        """[hidden, vocabulary]"""
         self.chunk, self.piece = CHUNK[self.weight.device.type], PIECE[self.weight.device.type]
 
     @torch.no_grad()
@@ -80,6 +101,7 @@ class ChunkedHead:
         self, hidden: Tensor, targets: Tensor, collision: bool = False, reference: "Peer | None" = None
     ) -> Statistics:
         """Of ``targets`` [N], predicted from ``hidden`` [N, hidden]. No gradient."""
+        self._transpose(len(targets))
         parts = split(slice(0, len(targets)), self.piece)
         windows = [self._window(*self._filled(part, hidden, targets, reference), collision) for part in parts]
         return join([window.known.first(part.stop - part.start) for part, window in zip(parts, windows, strict=True)])
@@ -102,6 +124,7 @@ class ChunkedHead:
         positions. The gradients w.r.t. weight and bias are added to the head's ``weight_grad`` and ``bias_grad``: as
         results of an autograd function they would be another [vocabulary, hidden] in float32.
         """
+        self._transpose(len(targets))
         gradient, known = torch.empty_like(hidden), []
         for number, chunk in enumerate(chunks):
             parts = split(chunk, self.chunk)
@@ -117,6 +140,10 @@ class ChunkedHead:
                 own = own.filled(len(states) - count)
                 gradient[part] = self._gradients(states, tokens, window, own)[:count]
         return join(known), gradient
+
+    def _transpose(self, count: int) -> None:
+        if self.weight.device.type == "cpu" and count >= TRANSPOSED and not self.transposed.is_contiguous():
+            self.transposed = self.workspace.transposed(self.name, self.weight, self.head.version)
 
     def _filled(
         self, part: slice, hidden: Tensor, targets: Tensor, reference: "Peer | None"
@@ -141,6 +168,7 @@ class ChunkedHead:
 
     def probabilities(self, hidden: Tensor) -> Tensor:
         """[n, vocabulary] π(v | …) in a buffer that the next call overwrites."""
+        self._transpose(len(hidden))
         p = self.workspace.take(self.name, len(hidden), len(self.weight), self.weight)
         for part in split(slice(0, len(hidden)), self.piece):
             softmax_(self._logits(hidden[part].to(p.dtype), p[part]))
@@ -166,9 +194,9 @@ class ChunkedHead:
 
     def _logits(self, hidden: Tensor, out: Tensor) -> Tensor:
         if self.bias is None:
-            torch.mm(hidden, self.weight.t(), out=out)
+            torch.mm(hidden, self.transposed, out=out)
         else:
-            torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+            torch.addmm(self.bias, hidden, self.transposed, out=out)
         return self._transform(out)
 
     def _transform(self, logits: Tensor) -> Tensor:

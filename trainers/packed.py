@@ -13,7 +13,9 @@ from pipeline.errors import ConfigError, TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
 from trainers.last_layer import LastLayer
 from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Workspace, plain_logprobs
+from trainers.norms import TiledNorms
 from trainers.packing import Pack, PromptGroup, pack
+from trainers.rotary import FastRotary
 from trainers.statistics import Slopes, Statistics
 from trainers.weights import Weights
 
@@ -45,7 +47,9 @@ class PackedPolicy(torch.nn.Module):
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             model.train()  # layers recompute in training mode only
         # Traced through, its hooks would compile the layer anew for every pack.
-        self.last_layer = None if compile else LastLayer(model)
+        self._changes: list[LastLayer | TiledNorms | FastRotary] = [] if compile else [LastLayer(model)]
+        if not compile and model.device.type == "cpu":
+            self._changes += [TiledNorms(model), FastRotary(model)]
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.eval()
@@ -115,8 +119,8 @@ class PackedPolicy(torch.nn.Module):
         self.model.set_attn_implementation(self.plain_attention)
         self.model.gradient_checkpointing_disable()
         self.model.eval()
-        if self.last_layer is not None:
-            self.last_layer.remove()
+        for change in self._changes:
+            change.remove()
         if self.compiled:
             for module in self.model.modules():
                 module._compiled_call_impl = None
@@ -129,7 +133,7 @@ class PackedPolicy(torch.nn.Module):
         return reference._head("reference"), hidden
 
     def _head(self, name: str = "policy", gathers: bool = False) -> ChunkedHead:
-        head = Head.of(self.model)
+        head = replace(Head.of(self.model), version=0 if self.weights is None else self.weights.version)
         if gathers and self.weights is not None:
             linear = self.model.get_output_embeddings()
             bias = None if head.bias is None else self.weights.gradient(linear.bias)

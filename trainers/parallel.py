@@ -109,6 +109,7 @@ class ShardedWeights(Weights):
 
     def publish(self) -> None:
         """Forget gathered weights: the next pass gathers them anew."""
+        self.version += 1
         self._root.reshard()
 
     def clear(self) -> None:

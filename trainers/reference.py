@@ -51,7 +51,7 @@ class Reference:
                 if not is_out_of_memory(error):
                     raise
                 lack = error.with_traceback(None)  # its frames hold tensors
-            self.policy.workspace.buffers.clear()
+            self.policy.workspace.clear()
             self.token_budget = halve_budget(self.token_budget, missing, lack)
         return [found[row] for row in rows]
 

@@ -112,7 +112,7 @@ class Step:
         """Give back what is kept from pack to pack."""
         for policy in (self.policy, self.live):
             if policy is not None:
-                policy.workspace.buffers.clear()
+                policy.workspace.clear()
 
     def _slopes(self, examples: Sequence[Example], totals: Totals) -> "SlopesOf":
         """Slopes of the sum of the losses, found where they are asked for."""

@@ -33,6 +33,9 @@ class Weights:
     the model computes in float32 in either case.
     """
 
+    version = 0
+    """Counts the updates of the model."""
+
     def __init__(self, model: PreTrainedModel, dtype: str, exact: Iterable[Parameter] = ()) -> None:
         self.model = model
         self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -73,6 +76,7 @@ class Weights:
 
     def publish(self) -> None:
         """Bring the model up to the weights, after the optimiser moved them."""
+        self.version += 1
         for name, parameter in self.named.items():
             if self.masters[name] is not parameter:
                 parameter.data.copy_(self.masters[name])

@@ -84,7 +84,7 @@ def test_dense_blocks_are_attention_under_the_visibility_rule(
     weights = torch.randn(1, len(visible), heads[0], DIMENSION, generator=torch.Generator().manual_seed(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "QUERY_BLOCK", query_block)
-        ours = DenseBlocks.apply(*states, layout_of(shape).blocks(window), 0.9, softcap)
+        ours = DenseBlocks.apply(*states, layout_of(shape).blocks(window, heads=heads[0] // heads[1]), 0.9, softcap)
     mine = torch.autograd.grad((ours * weights).sum(), states)
     exact = [each.detach().double().requires_grad_() for each in states]
     theirs = naive(*exact, visible, 0.9, softcap)
@@ -99,7 +99,7 @@ def test_dense_blocks_are_attention_under_the_visibility_rule(
 def test_the_gradient_is_that_of_the_forward_pass(window: int | None, softcap: float | None) -> None:
     layout = layout_of([(3, [3, 1, 2]), (1, [2])])
     states = draw(int(layout.pack.input_ids.shape[1]), 4, 2, torch.float64)
-    blocks = layout.blocks(window)
+    blocks = layout.blocks(window, heads=2)
     assert torch.autograd.gradcheck(lambda *each: DenseBlocks.apply(*each, blocks, 0.5, softcap), states)
 
 
@@ -117,7 +117,7 @@ def test_the_gpus_block_mask_shows_the_same_as_the_dense_blocks(
 ) -> None:
     layout = layout_of(shape)
     states = [each.detach() for each in draw(int(layout.pack.input_ids.shape[1]), *heads)]
-    ours = DenseBlocks.apply(*states, layout.blocks(window), 0.9, softcap)
+    ours = DenseBlocks.apply(*states, layout.blocks(window, heads=heads[0] // heads[1]), 0.9, softcap)
     theirs = flex(*states, layout.block_mask(window), 0.9, softcap)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -155,7 +155,7 @@ def test_packs_of_other_lengths_take_products_of_few_shapes() -> None:
             keys = sum(part.stop - part.start for part in block.keys)
             queries = block.wide.stop - block.wide.start
             shapes.add((queries, keys))
-            assert (len(block.masked), queries % QUERIES, keys % KEYS) == (queries, 0, 0)
+            assert (len(block.mask), queries % QUERIES, keys % KEYS) == (queries, 0, 0)
     assert len(lengths) > 110
     assert len(shapes) < 60
 

@@ -55,6 +55,7 @@ def _several_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in {"CHUNK": 12, "PIECE": 4, "PANEL": 20}.items():
         monkeypatch.setitem(getattr(logprobs, name), "cpu", size)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 6)
+    monkeypatch.setattr(logprobs, "TRANSPOSED", 1)
 
 
 def make(name: str, **more: Any) -> PreTrainedModel:
@@ -152,6 +153,23 @@ def test_a_frozen_policy_has_statistics_and_no_gradient() -> None:
     assert gradients == {}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_after_an_update_the_log_probabilities_are_the_new_weights(dtype: str) -> None:
+    """Fused optimisers do not count up a tensor's version, by which a copy of it could tell that it is stale."""
+    model = make("llama")
+    weights = Weights(model, dtype)
+    policy, part = PackedPolicy(model, weights), pack(group_rows(ROWS))
+    optimiser = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    policy.backward(part, lambda _, known: Slopes(torch.ones_like(known.logps)))
+    optimiser.step()
+    weights.publish()
+    found = policy.statistics(part).logps
+    policy.unpack()
+    torch.testing.assert_close(
+        found, naive_logps(model.float(), ROWS).detach(), rtol=0, atol={"float32": 1e-4}.get(dtype, 0.1)
+    )
+
+
 def test_a_pack_is_one_forward_pass_of_its_own_tokens() -> None:
     policy = PackedPolicy(make("llama"))
     part = pack(group_rows([*ROWS, *ROWS]))
@@ -197,7 +215,7 @@ def test_a_window_that_is_not_kept_is_found_out_where_the_data_reaches_it(monkey
     model = make("mistral", sliding_window=20)
     prove(model, 40)
     kept = Layout.blocks
-    monkeypatch.setattr(Layout, "blocks", lambda layout, window, layer: kept(layout, None, layer))
+    monkeypatch.setattr(Layout, "blocks", lambda layout, window, *more: kept(layout, None, *more))
     with pytest.raises(TrainingError, match="off its own forward pass"):
         prove(model, 40)
     prove(model, 15)
