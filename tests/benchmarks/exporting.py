@@ -168,8 +168,11 @@ def main(
 
 
 def _worker(what: str, workspace: Path, count: int) -> str:
+    """In the environment that ``ratchet`` works in."""
+    from flows.environment import DEFAULTS
+
     command = [sys.executable, __file__, "--worker", f"{what}:{workspace}", "--candidates", str(count)]
-    return subprocess.run(command, env=os.environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, env=DEFAULTS | os.environ, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

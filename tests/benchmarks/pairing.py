@@ -7,6 +7,7 @@ The candidates are made up once a size: n = 8, words drawn as unevenly as in nat
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -101,9 +102,11 @@ def summary(case: str, count: int, made: dict[str, Any], runs: list[dict[str, An
 
 
 def measured(work: str, **arguments: Any) -> dict[str, Any]:
-    """What a process of its own says of ``work``."""
+    """What a process of its own says of ``work``, in the environment that ``ratchet`` works in."""
+    from flows.environment import DEFAULTS
+
     command = [sys.executable, __file__, "--child", work, json.dumps(arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=DEFAULTS | os.environ, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
