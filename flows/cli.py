@@ -191,7 +191,7 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except RatchetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK:
@@ -235,5 +235,6 @@ def _beside(arguments: list[str], key: str, value: float) -> str:
     own = [i for i, each in enumerate(arguments) if each.partition("=")[0] in ("--name", "--out")]
     own += [i for i, each in enumerate(arguments) if each == "--set" and arguments[i + 1].startswith(f"{key}=")]
     own += [i + 1 for i in own if "=" not in arguments[i]]
+    own += [i for i, each in enumerate(arguments) if each.startswith(f"--set={key}=")]
     kept = [each for i, each in enumerate(arguments) if i not in own]
     return f"{command()} {shlex.join(kept)} --set {key}={value:g}"

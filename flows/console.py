@@ -1,5 +1,6 @@
 """What a run shows in the terminal: a live bar a stage, a table a round, and at the end where to look next."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,17 @@ from pipeline.protocols import Progress
 UNKNOWN = "not known: no sample was judged"
 
 
+class _Warnings(logging.Handler):
+    """Above the bars of a terminal that has some; on stderr where it is quiet."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.WARNING)
+        self._terminal = Terminal(stderr=True, highlight=False) if terminal.quiet else terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._terminal.print(f"  [yellow]![/] {escape(record.getMessage())}", soft_wrap=True)
+
+
 class Console:
     """Writes to stderr while work goes on, so that stdout holds a command's result and nothing else."""
 
@@ -34,6 +46,16 @@ class Console:
 
     def say(self, text: str) -> None:
         self.terminal.print(text, soft_wrap=True)  # a path broken in two is no path
+
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Show what our packages warn of: Prefect's handlers keep it from the terminal. Quiet or not."""
+        handler, log = _Warnings(self.terminal), logging.getLogger("ratchet")
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Progress]:

@@ -191,7 +191,7 @@ def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> 
     told: dict[str, Any] = {}
     for at in range(first, len(numbers)):
         tag = f"round-{numbers[at]:03d}"
-        folder = _prepared(run, "data", tag, request.terms, [*numbers[: at + 1], *request.overrides])
+        folder = _prepared(run, "data", tag, request.terms, [*numbers[: at + 1], *sorted(request.overrides)])
         with request.console.stage(f"data {tag}") as progress:
             told = export_data(
                 run, folder, numbers[: at + 1], request.terms, keep=True, earlier=prepared[-1:], progress=progress

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from flows.session import Workplace
+from flows.session import Workplace, release_memory
 from pipeline.store import Artifact, Draft
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def score_shards(
     """log π of every completion, a shard a part; shards of an earlier session stay.
 
     Args:
-        load: the policy that scores, loaded when it is needed.
+        load: gives the policy that scores; called once the accelerator is free.
         label: what people see.
         stage: who asks for the accelerator's memory.
         tokens: keep each token's log-probability, too.
@@ -36,6 +36,7 @@ def score_shards(
     total, done = sum(map(len, parts)), 0
     place.free_device(stage)
     with place.console.stage(label, total) as progress:
+        release_memory()  # the last one's
         model = load()
         for number, rows in enumerate(parts):
             if not draft.has_shard(number):

@@ -64,7 +64,7 @@ class Workshop:
             ConfigError: the run began with other settings.
         """
         run = self.run
-        with run.held():
+        with run.held(), self.console.warnings():
             run.begin(self.config)
             try:
                 yield
@@ -136,8 +136,9 @@ class DataSession(Workshop):
 
 
 def release_memory() -> None:
-    """Hand the accelerator memory that torch keeps for itself in this process back, for the engine to use."""
+    """Free models that nobody uses, and hand the accelerator's memory that torch keeps back, for the engine to use."""
     torch = sys.modules.get("torch")  # what was never imported holds nothing
-    if torch is not None and torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
+    if torch is not None:
+        gc.collect()  # a model's modules refer to each other in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

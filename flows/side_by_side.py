@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rich.markup import escape
 
+from flows import environment
 from flows.console import Console
 
 Made = TypeVar("Made")
@@ -37,7 +38,8 @@ def side_by_side(
                 console.say(f"  [red]✗[/] {escape(f'{name}: {error}')}; the others go on")
 
     apart = [name for name in work if name not in here]
-    with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="beside") as pool:
+    # Prefect's own answer to SIGTERM is an exception, which would wait here for all threads.
+    with environment.in_charge(), ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="beside") as pool:
         waiting = [pool.submit(copy_context().run, partial(do, name)) for name in apart]
         for name in work:
             if name in here:

@@ -19,6 +19,8 @@ from pipeline.types import Policy
 PROBE = "probe.json"
 TOLD = (".json", ".jinja", ".model", ".txt")
 """Ends of a checkpoint's files beside its weights that change what it does."""
+NOT_TOLD = frozenset({PROBE, "lineage.json", "result.json"})
+"""What we put beside a checkpoint: where it is from."""
 UNTOLD = frozenset(
     {
         "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "is_local",
@@ -92,7 +94,7 @@ def files_digest(path: Path) -> str:
     files. Where these are from does not count.
     """
     files = sorted(file for file in path.iterdir() if file.suffix in TOLD and not file.name.endswith(".index.json"))
-    return digest([[file.name, _told(file)] for file in files if file.name != PROBE])
+    return digest([[file.name, _told(file)] for file in files if file.name not in NOT_TOLD])
 
 
 def architecture_digest(path: Path) -> str:
@@ -102,9 +104,13 @@ def architecture_digest(path: Path) -> str:
 
 
 def _told(file: Path) -> str:
-    if not file.name.endswith("config.json"):
+    try:
+        told = json.loads(file.read_text()) if file.name.endswith("config.json") else None
+    except ValueError:
+        told = None  # whoever loads it says so
+    if not isinstance(told, dict):
         return file_digest(file)
-    return digest({name: value for name, value in json.loads(file.read_text()).items() if name not in UNTOLD})
+    return digest({name: value for name, value in told.items() if name not in UNTOLD})
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -105,7 +105,8 @@ class Run:
 
     def save_failure(self, error: Exception) -> None:
         """Say why the run ended, so that status does not call it interrupted."""
-        reason = f"{type(error).__name__}: {error}; the same command tries again from here"
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        reason = f"{type(error).__name__}: {said}; the same command tries again from here"
         outcome = {"state": "failed", "reason": reason, "best_round": _best(self._rounds()), "policy": None}
         write_json(self.directory / "outcome.json", outcome)
 

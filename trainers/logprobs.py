@@ -8,6 +8,7 @@ the loss tells its slopes as soon as one chunk's log-probabilities are there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ CHUNK = {"cpu": 1024, "cuda": 2048}
 PIECE = {"cpu": 256, "cuda": 2048}
 """Tokens of one softmax: on a CPU few enough to stay in its cache."""
 TRANSPOSED = 512
-"""Positions from which on a CPU makes logits with a transposed copy of the weight, which it multiplies by faster."""
+"""Positions from which on a CPU makes logits with a transposed copy of the weight, which it multiplies by faster:
+below, making the copy takes longer than it saves. It is kept, and counts as memory beside the chunk's."""
 PANEL = {"cpu": 1024, "cuda": 1 << 30}
 """Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
 SMALLEST = 1e-30
@@ -62,12 +64,12 @@ class Workspace:
     """Buffers that live from pack to pack: fresh ones of this size cost more in page faults than in arithmetic."""
 
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    versions: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Where a transposed copy was made from, and the version of what was there."""
 
     def transposed(self, name: str, weight: Tensor, version: int) -> Tensor:
         """``weight`` [rows, columns] as a copy [columns, rows], made anew where it is of another version."""
-        name, source = f"{name}, transposed", (weight.data_ptr(), version)
+        name, source = f"{name}, transposed", (weight.data_ptr(), weight.shape, weight.dtype, version)
         copy = self.take(name, weight.shape[1], weight.shape[0], weight)
         if self.versions.get(name) != source:
             copy.copy_(weight.t())

@@ -5,6 +5,7 @@ of them: of a step of a small model a tenth was spent on carrying these copies t
 the cache from the first operation to the last. On a GPU, and in compiled layers, norms stay as they are.
 """
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ TILE = 1 << 16
 
 class RMSNorm(torch.autograd.Function):
     """weight · x / √(mean(x²) + eps) over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467), as Llama
-    rounds it: in float32 up to the product with the weight. Gradients are float32 throughout."""
+    rounds it: in float32 up to the product with the weight. Gradients are computed in float32."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,7 +55,7 @@ class TiledNorms:
 
     def remove(self) -> None:
         for module in self._replaced:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 @torch.no_grad()
@@ -64,7 +65,12 @@ def is_rms_norm(module: torch.nn.Module) -> bool:
     if not isinstance(getattr(module, "variance_epsilon", None), float) or weight is None:
         return False
     x = torch.linspace(-3, 2, 4 * len(weight)).view(1, 4, -1).to(weight.dtype)
-    return bool(torch.allclose(module(x), _forward(module, x), rtol=2 * torch.finfo(weight.dtype).eps, atol=0))
+    try:
+        theirs = module(x)
+    except (TypeError, AttributeError, RuntimeError):  # one with a gate
+        return False
+    same = torch.allclose(theirs, _forward(module, x), rtol=8 * torch.finfo(weight.dtype).eps, atol=0)
+    return same and len(inspect.signature(module.forward).parameters) == 1
 
 
 def _forward(module: Any, states: Tensor) -> Tensor:

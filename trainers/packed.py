@@ -48,7 +48,7 @@ class PackedPolicy(torch.nn.Module):
             model.train()  # layers recompute in training mode only
         # Traced through, its hooks would compile the layer anew for every pack.
         self._changes: list[LastLayer | TiledNorms | FastRotary] = [] if compile else [LastLayer(model)]
-        if not compile and model.device.type == "cpu":
+        if not compile and not torch.cuda.is_available():  # a model on a CPU may be on its way to cards
             self._changes += [TiledNorms(model), FastRotary(model)]
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -101,7 +101,7 @@ class PackedPolicy(torch.nn.Module):
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
-        """The model as it was, for anything but packs: nothing is compiled for it, nor recomputed."""
+        """The model with its own attention, for anything but packs: nothing is compiled for it, nor recomputed."""
         training = [module for module in self.model.modules() if module.training]
         gathered = nullcontext() if self.weights is None else self.weights.gathered()
         self.model.eval().set_attn_implementation(self.plain_attention)
@@ -133,7 +133,8 @@ class PackedPolicy(torch.nn.Module):
         return reference._head("reference"), hidden
 
     def _head(self, name: str = "policy", gathers: bool = False) -> ChunkedHead:
-        head = replace(Head.of(self.model), version=0 if self.weights is None else self.weights.version)
+        trained = self.weights is not None and self.model.get_output_embeddings().weight.requires_grad
+        head = replace(Head.of(self.model), version=self.weights.version if self.weights and trained else 0)
         if gathers and self.weights is not None:
             linear = self.model.get_output_embeddings()
             bias = None if head.bias is None else self.weights.gradient(linear.bias)

@@ -55,7 +55,7 @@ class FastRotary:
 
     def remove(self) -> None:
         for module in self._replaced:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -80,15 +80,24 @@ def _forward_of(kind: type[torch.nn.Module]) -> FunctionType | None:
 
 
 def _is_rotation(function: Any) -> bool:
-    """Families have others of the same name, so this tries it out on a few numbers."""
+    """Families have others of the same name, so this tries it out on a few numbers.
+
+    One that also turns a part of a head, as Pythia's does, is not ours: which it is to be is in a model's angles.
+    """
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, heads, 3, 8, generator=generator) for heads in (2, 1))
     cos, sin = (torch.randn(1, 3, 8, generator=generator) for _ in range(2))
-    try:
-        theirs = function(q, k, cos, sin)
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    theirs, part = _tried(function, q, k, cos, sin), _tried(function, q, k, cos[..., :4], sin[..., :4])
+    if theirs is None or part is not None:
         return False
     return all(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(theirs, rotate(q, k, cos, sin), strict=True))
+
+
+def _tried(function: Any, *arguments: Tensor) -> Any:
+    try:
+        return function(*arguments)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return None
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,11 +79,13 @@ class VllmServer(Way):
         async with self._one:
             if self._proved == served.policy.digest:
                 return
+            life = self.life
             if not await self._still_serves(served):
-                self.life += 1
+                life = self.life = self.life + 1
                 await self._check_model(served)
                 await self._bring(served)
-            self._loaded = self._proved = served.policy.digest
+            if self.life == life:  # nobody had cause to forget meanwhile
+                self._loaded = self._proved = served.policy.digest
 
     async def _still_serves(self, served: Served) -> bool:
         if self._loaded != served.policy.digest:

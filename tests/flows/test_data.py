@@ -351,6 +351,13 @@ preference_data(DataConfig(**json.loads(sys.argv[1])), "data", sys.argv[2], quie
 """
 
 
+TERMINATED = f"""
+from flows import environment
+environment.leave_on_signals()
+{KILLED}
+"""
+
+
 def test_resume_after_kill_repeats_no_paid_call(server: str, make: Make, tmp_path: Path) -> None:
     judge = {"type": "pointwise", "max_tokens": 50}
     with ApiServer(wordy, latency=0.05) as one, ApiServer(terse, latency=0.05) as other, ApiServer(
@@ -376,6 +383,20 @@ def test_resume_after_kill_repeats_no_paid_call(server: str, make: Make, tmp_pat
         assert make(config, tmp_path) == status
         assert [len(each.calls) for each in servers] == asked
     assert status["rounds"][0]["pairs"] == QUESTIONS
+
+
+def test_sigterm_ends_it_at_once_while_models_are_asked(server: str, tmp_path: Path) -> None:
+    """Not after all models have answered, which by batch may be tomorrow."""
+    with ApiServer(wordy, latency=600) as one, ApiServer(terse, latency=600) as other:
+        models = {name: served_by(each) for name, each in (("wordy", one), ("terse", other))}
+        for model in models.values():
+            model["endpoints"][0]["timeout"] = 900.0
+        command = [sys.executable, "-c", TERMINATED, json.dumps(settings(tmp_path, models)), str(tmp_path)]
+        environment = os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
+            until(lambda: one.calls and other.calls, process)
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_all_shards_of_a_batched_model_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Work done side by side: order, errors, threads, and what the terminal shows meanwhile."""
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -108,3 +109,16 @@ def test_bars_of_several_threads_share_the_terminals_one_display(monkeypatch: py
     assert len(shown) == 1 and console._bars is None
     with console.stage("after"):  # a display can be begun again
         assert console._bars is not None
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings_reach_the_terminal_though_prefect_keeps_them_from_it(
+    quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import prefect  # noqa: F401 (takes the root logger)
+
+    log = logging.getLogger("ratchet.sampling")
+    with Console(quiet).warnings():
+        log.warning("%s is left out: it serves %s", "http://b", "[other]")
+    log.warning("nobody listens")
+    assert capsys.readouterr().err == "  ! http://b is left out: it serves [other]\n"

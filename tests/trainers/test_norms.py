@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from tests.trainers.naive import make_model
 from trainers import norms
@@ -75,7 +76,10 @@ def test_in_bfloat16_gradients_are_as_exact_as_transformers() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "phi3"])
 def test_llamas_norm_is_known_in_other_families(family: str) -> None:
-    model = make_model(family)
+    model = make_model(family, hidden_size=512)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(weight, 1, 0.2)
     found = [module for module in model.modules() if is_rms_norm(module)]
     assert len(found) == sum(type(module).__name__.endswith("RMSNorm") for module in model.modules()) > 0
 
@@ -83,6 +87,11 @@ def test_llamas_norm_is_known_in_other_families(family: str) -> None:
 @pytest.mark.parametrize(("family", "more"), [("gemma2", {"head_dim": 16}), ("gpt2", {}), ("cohere", {})])
 def test_norms_that_compute_something_else_are_left_alone(family: str, more: dict[str, Any]) -> None:
     assert not any(is_rms_norm(module) for module in make_model(family, **more).modules())
+
+
+def test_a_norm_with_a_gate_is_left_alone() -> None:
+    gated = Qwen3NextRMSNormGated(8)
+    assert not is_rms_norm(gated)
 
 
 def test_norms_are_put_back() -> None:

@@ -41,6 +41,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "gpt2": ("gpt2", {}),
+    "pythia": ("gpt_neox", {}),
     "mistral": ("mistral", {"sliding_window": 5}),
     "phi3": ("phi3", {"sliding_window": None}),
     "granite": ("granite", {"logits_scaling": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.4}),

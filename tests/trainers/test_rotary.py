@@ -54,10 +54,13 @@ def test_other_models_of_the_family_keep_their_own() -> None:
     changed.remove()
 
 
-@pytest.mark.parametrize("family", ["cohere", "phi3", "gpt2"])
-def test_a_family_that_rotates_otherwise_gives_the_same(family: str) -> None:
-    """Cohere pairs neighbours, Phi-3 may turn a part of a head, GPT-2 has no rotation."""
-    model, ids = make_model(family), torch.arange(3, 20)[None]
+PART = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}
+
+
+@pytest.mark.parametrize(("family", "more"), [("cohere", {}), ("phi3", PART), ("gpt_neox", PART), ("gpt2", {})])
+def test_a_family_that_rotates_otherwise_gives_the_same(family: str, more: dict[str, Any]) -> None:
+    """Cohere pairs neighbours, Phi-3 and Pythia may turn a part of a head, GPT-2 has no rotation."""
+    model, ids = make_model(family, **more), torch.arange(3, 20)[None]
     before = model(ids).logits
     FastRotary(model)
     torch.testing.assert_close(model(ids).logits, before)
