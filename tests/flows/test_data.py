@@ -396,7 +396,10 @@ def test_sigterm_ends_it_at_once_while_models_are_asked(server: str, tmp_path: P
         with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
             until(lambda: one.calls and other.calls, process)
             process.terminate()
-            assert process.wait(60) == 128 + signal.SIGTERM
+            try:
+                assert process.wait(60) == 128 + signal.SIGTERM
+            finally:
+                process.kill()
 
 
 def test_all_shards_of_a_batched_model_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

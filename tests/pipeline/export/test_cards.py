@@ -123,7 +123,7 @@ def test_a_card_says_who_evaluated_where_the_judge_that_labelled_did_not(tmp_pat
         ({"margin": 1.0, "margin_unit": "sigma"}, {"margin", "margin_unit"}),
         ({"replay": {"share": 0.25, "offline": "other"}}, {"replay.share", "replay.offline"}),
     ],
-    ids=str,
+    ids=["default", "threshold", "margin", "replay"],
 )
 def test_a_card_lists_no_setting_without_an_effect(pairing: dict[str, Any], shown: set[str], tmp_path: Path) -> None:
     made = make_run(tmp_path, Making(config={"pairing": pairing}))
