@@ -128,7 +128,7 @@ def test_our_own_pairs_are_trained_on_as_the_ids_they_are(train: Train, tmp_path
     result = train(artifact.path)
     assert result["data"][0] | {"given": ""} == {
         "name": "pairs", "given": "", "rows": 22, "examples": 22, "pairs": 22, "singles": 0, "prompts": 3,
-        "dropped": {}, "altered": {}, "notes": [],
+        "dropped": {}, "altered": {}, "notes": [], "pairs_of": [artifact.key],
     }  # fmt: skip
     assert result["figures"]["lengths/chosen"] > 0
 
