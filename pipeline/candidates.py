@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.store import Artifact, Draft, digest, encoding, sync
-from pipeline.tables import PROMPTS, prompts_table, read_groups, read_prompts
+from pipeline.store import Artifact, Draft, digest, sync
+from pipeline.tables import PROMPTS, prompts_table, read_groups, read_prompts, stored_as
 from pipeline.types import Group, Prompt
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def asked_digest(prompts: Iterable[Prompt]) -> str:
 def write_asked(draft: Draft, prompts: Sequence[Prompt]) -> None:
     """Write the prompts beside the shards."""
     part = draft.path / f"{ASKED}.part"
-    with pq.ParquetWriter(part, PROMPTS, **encoding(PROMPTS)) as writer:
+    with pq.ParquetWriter(part, PROMPTS, **stored_as(PROMPTS)) as writer:
         for shard in shards(prompts):
             writer.write_table(prompts_table(shard), row_group_size=SHARD)
     sync(part)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BusyError, StoreError
 from pipeline.protocols import Progress
+from pipeline.tables import stored_as
 
 MANIFEST = "manifest.json"
 
@@ -135,7 +136,7 @@ class Draft:
     def commit_shard(self, number: int, table: pa.Table) -> None:
         """Write one shard so that it is there whole or not at all."""
         part = self.path / f"{number:05d}.part"
-        pq.write_table(table, part, **encoding(table.schema))
+        pq.write_table(table, part, **stored_as(table.schema))
         sync(part)
         checksum = _checksum(part)
         file = self.path / f"{number:05d}-{checksum}.parquet"
@@ -254,20 +255,6 @@ def locked(path: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How tables of texts and token ids are written: read twice as fast as by default, and no larger.
-
-    Dictionaries of texts come to nothing, and shards are read whole, so nobody asks for the least and the greatest text
-    in one; the bytes of ids compress better by place, where the upper ones are alike.
-    """
-    ids = [f"{field.name}.list.element" for field in schema if _are_ids(field.type)]
-    return {"compression": "lz4", "use_dictionary": False, "use_byte_stream_split": ids, "write_statistics": False}
-
-
-def _are_ids(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) and pa.types.is_int32(kind.value_type))
 
 
 def write_json(path: Path, value: Any) -> None:

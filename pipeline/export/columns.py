@@ -72,7 +72,7 @@ def schema(config: str, chat: bool) -> pa.Schema:
     return pa.schema(columns[config])
 
 
-def encoding(schema: pa.Schema) -> dict[str, Any]:
+def exported_as(schema: pa.Schema) -> dict[str, Any]:
     """How a config's files are written: in encodings that every reader knows. A dictionary of texts, or of token ids,
     takes longer to make than it saves in reading, and nobody asks for the least of them."""
     short = [field.name for field in schema if field.name not in TEXTS and not pa.types.is_list(field.type)]

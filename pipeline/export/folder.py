@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.export.columns import encoding
+from pipeline.export.columns import exported_as
 from pipeline.store import file_digest, locked, sync, write_json
 
 LINEAGE = "lineage.json"
@@ -173,7 +173,7 @@ def _linked(file: Path, target: Path) -> bool:
 def _write(target: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
     part = target.with_name(target.name + ".part")
     waiting: list[pa.Table] = []
-    with pq.ParquetWriter(part, schema, **encoding(schema)) as writer:
+    with pq.ParquetWriter(part, schema, **exported_as(schema)) as writer:
         for table in tables:
             waiting.append(table)
             if sum(each.num_rows for each in waiting) >= ROW_GROUP:

@@ -117,8 +117,8 @@ def generate(place: str, candidates: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from pipeline.candidates import ASKED, SHARD
-    from pipeline.store import Artifact, Draft, Spec, Store, encoding
-    from pipeline.tables import PROMPTS
+    from pipeline.store import Artifact, Draft, Spec, Store
+    from pipeline.tables import PROMPTS, stored_as
 
     prompts = candidates // N
     store = Store(Path(place))
@@ -127,7 +127,7 @@ def generate(place: str, candidates: int) -> dict[str, Any]:
 
     def judged(judgments: Draft) -> Artifact:
         def made(draft: Draft) -> Artifact:
-            with pq.ParquetWriter(draft.path / ASKED, PROMPTS, **encoding(PROMPTS)) as writer:
+            with pq.ParquetWriter(draft.path / ASKED, PROMPTS, **stored_as(PROMPTS)) as writer:
                 for number, start in enumerate(range(0, prompts, SHARD)):
                     shard = round_shard(number, min(SHARD, prompts - start))
                     writer.write_table(shard.prompts)
