@@ -1,5 +1,6 @@
 """The loop: batches in, weights moved, a line of figures a step, and a state to go on from."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,6 +24,8 @@ from trainers.samples import sample_completions
 from trainers.schedule import warmup_then
 from trainers.step import Step
 from trainers.weights import Weights
+
+log = logging.getLogger("ratchet.trainers")
 
 STEP_ZERO_TOLERANCE = {"float32": 0.01, "bfloat16": 2.0}
 """Nats a completion by which policy and reference may differ before the first update: rounding, never weights."""
@@ -200,9 +203,20 @@ class Loop:
             ended = {} if self.stopped is None else {"stopped": self.stopped}
             self.recorder.write({**self.last, **ended})
         if sampled and self.lesson.sample_prompts and self.tokenizer is not None:
-            samples = sample_completions(self.gradients.policy, self.lesson.sample_prompts, self.tokenizer)
-            if self.recorder is not None:
-                self.recorder.write_samples(int(self.last["step"]), samples)
+            self._show_samples(self.tokenizer)
+
+    def _show_samples(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """People watch by them and nothing depends on them: where memory runs out, there are none this time."""
+        try:
+            samples = sample_completions(self.gradients.policy, self.lesson.sample_prompts, tokenizer)
+        except (RuntimeError, MemoryError) as error:
+            if self.gradients.share.size > 1 or not is_out_of_memory(error):  # as in a step
+                raise
+            self.gradients.free()
+            log.warning("out of memory on sample completions; step %d has none", self.last["step"])
+            return
+        if self.recorder is not None:
+            self.recorder.write_samples(int(self.last["step"]), samples)
 
     def _check_reference(self, figures: Mapping[str, float]) -> None:
         gap, tolerance = self.gradients.totals.gap, STEP_ZERO_TOLERANCE[self.config.dtype]

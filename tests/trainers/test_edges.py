@@ -1,5 +1,7 @@
 """Trainings at their edges: sessions that end where an epoch does, or while they measure; next to no data."""
 
+import json
+import logging
 import math
 import signal
 from collections.abc import Callable
@@ -20,8 +22,10 @@ from trainers.dpo import objective_of, train, train_policy
 from trainers.examples import Example, Pair, Row
 from trainers.lesson import Lesson
 from trainers.loop import Loop
+from trainers.metrics import Sample
 from trainers.packed import PackedPolicy
 from trainers.reference import mismatches
+from trainers.samples import sample_completions
 from trainers.step import Step
 from trainers.weights import Weights
 
@@ -109,7 +113,12 @@ def test_a_session_that_is_ended_loses_no_step_and_the_next_ends_the_same(
 
 
 def test_memory_that_runs_out_while_measuring_leaves_the_training_as_it_is(
-    policy: Policy, lesson: Lesson, whole: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Policy,
+    lesson: Lesson,
+    whole: tuple[Policy, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its budget is part of its rounding, and a state from before the evaluation has the old one."""
     measure, budgets = Step.measure, []
@@ -121,11 +130,41 @@ def test_memory_that_runs_out_while_measuring_leaves_the_training_as_it_is(
         return measure(self, examples)
 
     monkeypatch.setattr(Step, "measure", failing)
-    trained, _ = train_policy(policy, lesson, config(**TWO_EPOCHS), tmp_path)
+    with caplog.at_level(logging.WARNING, "ratchet.trainers"):
+        trained, _ = train_policy(policy, lesson, config(**TWO_EPOCHS), tmp_path)
+    assert caplog.messages == [f"out of memory on 70 tokens at once; the token budget is now {budgets[1]}"]
     assert budgets[0] == 100 > budgets[1] and set(budgets[1:]) == {budgets[1]}
     assert trained.digest == whole[0].digest
     for ours, theirs in zip(lines(tmp_path), lines(whole[1]), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_memory_that_runs_out_on_samples_costs_those_of_that_step_alone(
+    policy: Policy,
+    lesson: Lesson,
+    whole: tuple[Policy, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = []
+
+    def failing(*given: Any) -> list[Sample]:
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return sample_completions(*given)
+
+    monkeypatch.setattr(loop, "sample_completions", failing)
+    with caplog.at_level(logging.WARNING, "ratchet.trainers"):
+        trained, _ = train_policy(policy, lesson, config(**TWO_EPOCHS), tmp_path)
+    assert caplog.messages == ["out of memory on sample completions; step 6 has none"]
+    assert trained.digest == whole[0].digest
+    assert lines(tmp_path) == lines(whole[1])
+    shown = [json.loads(line) for line in (whole[1] / "samples.jsonl").read_text().splitlines()]
+    assert {sample["step"] for sample in shown} == {3, 6, 9, 10}
+    left = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert left == [sample for sample in shown if sample["step"] != 6]
 
 
 def test_a_budget_below_the_smallest_prompt_group_runs_them_one_by_one(policy: Policy, lesson: Lesson) -> None:

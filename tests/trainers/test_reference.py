@@ -1,5 +1,7 @@
 """A reference's log-probabilities, and of which rows they are asked for."""
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +53,9 @@ def test_tokens_and_sums_are_those_of_a_plain_forward_pass_in_the_rows_order(pol
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_where_memory_runs_out_the_missing_rows_run_with_half_the_budget(policy: Policy, failures: int) -> None:
+def test_where_memory_runs_out_the_missing_rows_run_with_half_the_budget(
+    policy: Policy, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [row for example in make_examples(policy, 60) for row in example.rows]
     budget = 4 * max(group.tokens for group in group_rows(rows))
     reference = Reference(policy, "float32", budget)
@@ -65,7 +69,10 @@ def test_where_memory_runs_out_the_missing_rows_run_with_half_the_budget(policy:
         return statistics(pack)
 
     reference.policy.statistics = failing
-    got = reference.token_logps(rows)
+    with caplog.at_level(logging.WARNING, "ratchet.trainers"):
+        got = reference.token_logps(rows)
+    assert len(caplog.messages) == failures
+    assert caplog.messages[-1].endswith(f" tokens at once; the token budget is now {reference.token_budget}")
     assert reference.token_budget <= budget // 2**failures
     assert max(tokens[failures:]) <= reference.token_budget < tokens[0]
     for ours, theirs in zip(got, expected, strict=True):
