@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from flows import environment
 from flows.console import Console
+from pipeline.errors import OverdueError
 
 Made = TypeVar("Made")
 
@@ -21,10 +22,10 @@ def side_by_side(
 
     Each is done in a thread of its own; those in ``here`` one after another in this one, because they share this
     machine. All of them end, whatever becomes of the others: what was asked for is paid for, and is kept. One that
-    fails is told at once, since the others may take a day.
+    fails is told at once, since the others may take a day. They have this thread's context, and so its deadline.
 
     Raises:
-        Exception: what failed; of several the first in the order given, with the others as its notes.
+        Exception: what failed; of several the first in the order given, with what else others say as its notes.
     """
     made: dict[str, Made] = {}
     failed: dict[str, Exception] = {}
@@ -34,7 +35,7 @@ def side_by_side(
             made[name] = work[name]()
         except Exception as error:
             failed[name] = error
-            if len(work) > 1:
+            if len(work) > 1 and not isinstance(error, OverdueError):  # the others have no time left either
                 console.say(f"  [red]✗[/] {escape(f'{name}: {error}')}; the others go on")
 
     apart = [name for name in work if name not in here]
@@ -46,7 +47,7 @@ def side_by_side(
                 do(name)
         for each in waiting:
             each.result()
-    errors = [failed[name] for name in work if name in failed]
+    errors = list({str(failed[name]): failed[name] for name in work if name in failed}.values())
     for error in errors[1:]:
         errors[0].add_note(f"and {error}")
     if errors:

@@ -25,6 +25,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,9 @@ class PanelJudge:
     def judge(self, groups: Sequence[Group]) -> list[Judgment]:
         """Raises JudgeError where a member cannot work at all."""
         with ThreadPoolExecutor(len(self.members)) as pool:
-            asked = {name: pool.submit(member.judge, groups) for name, member in self.members.items()}
+            asked = {
+                name: pool.submit(copy_context().run, member.judge, groups) for name, member in self.members.items()
+            }
         judgments = {name: future.result() for name, future in asked.items()}
         with self._calibrating:
             calibration = self.calibration or calibrate(self._config, judgments, groups)

@@ -42,7 +42,7 @@ class PointwiseJudge:
     def close(self) -> None:
         from pipeline.calls.client import run
 
-        run(self.jury.close())
+        run(self.jury.close(), ending=True)
 
     async def _judge(self, group: Group) -> Judgment:
         texts = [candidate.text for candidate in group.candidates]

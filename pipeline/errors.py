@@ -13,7 +13,8 @@
     ├── TrainingError          a step was refused
     │   ├── StepZeroError      policy and reference disagree at step 0
     │   └── NonFiniteError     a loss or a gradient is NaN or infinite
-    └── HubError               the Hugging Face Hub refused a push or could not be reached
+    ├── HubError               the Hugging Face Hub refused a push or could not be reached
+    └── OverdueError           a stage takes longer than it may
 
 The command line turns each into one line on stderr and its ``exit_code``. Anything else that escapes is a bug
 and keeps its traceback. ``assert`` states invariants of ours; these classes state what a user can mend.
@@ -76,3 +77,7 @@ class NonFiniteError(TrainingError):
 
 class HubError(RatchetError):
     exit_code = 9
+
+
+class OverdueError(RatchetError):
+    exit_code = 10

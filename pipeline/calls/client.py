@@ -22,6 +22,7 @@ from pipeline.calls.outcomes import Outcome, of_body, of_status, showable
 from pipeline.calls.request import Desk, Failure, Reply, Request
 from pipeline.calls.ways import LOST, Server, roomiest
 from pipeline.config import Endpoint
+from pipeline.deadline import wait
 from pipeline.errors import JudgeError
 
 if TYPE_CHECKING:
@@ -258,13 +259,14 @@ _loops: dict[int, asyncio.AbstractEventLoop] = {}
 _starting = threading.Lock()
 
 
-def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+def run(coroutine: Coroutine[Any, Any, Result], ending: bool = False) -> Result:
     """The coroutine's result, computed on the process's one background event loop; callable from any thread but its
-    own. Where the caller is interrupted, the coroutine is cancelled and has ended when this raises."""
+    own. Where the caller is interrupted, or its stage has no time left and is not ``ending`` anyway, the coroutine is
+    cancelled and has ended when this raises."""
     loop = _loop()
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
-        return future.result()
+        return future.result() if ending else wait(future)
     except BaseException:
         if future.cancel():
             asyncio.run_coroutine_threadsafe(_cancelled(), loop).result()

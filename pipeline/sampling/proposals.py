@@ -101,7 +101,7 @@ class Proposer:
         from pipeline.calls.client import run
 
         if self._client is not None:
-            run(self._client.close())
+            run(self._client.close(), ending=True)
             self._client = None
 
     async def _ask(self, requests: Sequence[Request]) -> list[Reply | Failure]:

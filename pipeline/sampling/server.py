@@ -96,7 +96,7 @@ class ServerSampler:
                     del tasks[task]
                     yield task.result()
         finally:
-            run(_stop(tasks))
+            run(_stop(tasks), ending=True)
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         served = self._loaded()
@@ -111,7 +111,7 @@ class ServerSampler:
         return 0.0
 
     def close(self) -> None:
-        run(_all(server.close() for server in self._servers))
+        run(_all(server.close() for server in self._servers), ending=True)
 
     def _loaded(self) -> Served:
         if self._served is None:

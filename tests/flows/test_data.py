@@ -23,7 +23,7 @@ from pipeline.calls.client import AHEAD
 from pipeline.calls.limits import Waits
 from pipeline.candidates import all_groups, asked, write_asked
 from pipeline.config import DataConfig, ServedModel
-from pipeline.errors import ConfigError, SamplingError
+from pipeline.errors import ConfigError, OverdueError, SamplingError
 from pipeline.prompts import load_prompts
 from pipeline.protocols import Sampler
 from pipeline.recipe import load_data_recipe, load_recipe
@@ -400,6 +400,30 @@ def test_sigterm_ends_it_at_once_while_models_are_asked(server: str, tmp_path: P
                 assert process.wait(60) == 128 + signal.SIGTERM
             finally:
                 process.kill()
+
+
+def test_a_stages_time_ends_the_waiting_of_models_asked_side_by_side_and_what_was_answered_is_kept(
+    make: Make, tmp_path: Path
+) -> None:
+    import openai  # noqa: F401 (it takes longer than three answers)
+
+    with ApiServer(wordy) as one, ApiServer(terse) as silent, ApiServer(terse) as other:
+        silent.gate = other.gate = lambda: False
+        models = {name: served_by(each, n=1) for name, each in (("s", silent), ("wordy", one), ("o", other))}
+        for model in models.values():
+            model["endpoints"][0]["timeout"] = 900.0
+        config = settings(tmp_path, models)
+        with pytest.raises(OverdueError) as raised:
+            make(config | {"limits": config["limits"] | {"stage_timeout": 4.0}}, tmp_path)
+        said = "takes longer than limits.stage_timeout = 4 seconds. What is finished is kept: set more, and run"
+        assert str(raised.value).startswith(f"stage 'ask s' {said}")
+        assert [note.startswith(f"and stage 'ask o' {said}") for note in raised.value.__notes__] == [True]
+        assert Run(tmp_path, "data").status()["state"] == "failed"
+        assert not any(call.answered for call in silent.calls)
+        silent.gate = other.gate = None
+        status = make(config, tmp_path)
+        assert len(one.calls) == QUESTIONS  # nothing twice
+    assert status["rounds"][0]["pairs"] == QUESTIONS
 
 
 def test_all_shards_of_a_batched_model_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

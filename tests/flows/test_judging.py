@@ -17,7 +17,8 @@ from judges.annotation.store import Vote, VoteStore
 from judges.annotation.tasks import compare
 from pipeline.calls.ledger import opened
 from pipeline.candidates import write_asked
-from pipeline.errors import ConfigError, DataError, JudgeError, StoreError, UnfitJudgeError
+from pipeline.deadline import within
+from pipeline.errors import ConfigError, DataError, JudgeError, OverdueError, StoreError, UnfitJudgeError
 from pipeline.recipe import load_recipe
 from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec
@@ -139,20 +140,48 @@ def test_members_that_ask_others_are_asked_side_by_side(tmp_path: Path) -> None:
         members = {name: {"judge": llm(each)} for name, each in (("one", one), ("other", other))} | {
             "rules": {"judge": RULES}
         }
-        config = load_recipe(str(RECIPE), RECIPE.parent, [judge(type="panel", members=members)])
-        session = Session(config, Run(tmp_path, "panel"), Console(quiet=True))
-        prompts = [Prompt(f"p{number}", f"question {number}", (1,)) for number in range(3)]
-        groups = [Group(each, tuple(Candidate(i, (5,), "x" * i, "stop", i) for i in range(2))) for each in prompts]
-
-        def sampled(draft: Draft) -> Artifact:
-            write_asked(draft, prompts)
-            draft.commit_shard(0, candidates_table(groups))
-            return draft.finish()
-
-        made = judge_stage(session, session.store.make(Spec("candidates", 1), sampled), config.judge, "judge")
+        session = _panel_of(members, tmp_path)
+        made = judge_stage(session, _three_groups(session), session.config.judge, "judge")
     named = [name.removeprefix("member ") for name in made.manifest["inputs"] if name.startswith("member ")]
     assert named == ["one", "other", "rules"]
     assert made.manifest["rows"] == 3
+
+
+def test_a_judge_that_does_not_answer_ends_with_its_stages_time_and_what_others_said_is_kept(tmp_path: Path) -> None:
+    import openai  # noqa: F401 (it takes longer than six answers)
+
+    with ApiServer(answers(RATING, rate)) as quick, ApiServer(answers(RATING, rate)) as silent:
+        silent.gate = lambda: False
+        members = {name: {"judge": llm(each)} for name, each in (("a", silent), ("quick", quick), ("b", silent))}
+        session = _panel_of(members, tmp_path)
+        candidates = _three_groups(session)
+        with (
+            pytest.raises(OverdueError, match=r"^stage 'judge' takes longer than limits\.stage_timeout = 3 ") as raised,
+            within(3.0, "judge"),
+        ):
+            judge_stage(session, candidates, session.config.judge, "judge")
+        assert not hasattr(raised.value, "__notes__")  # it is one stage, and said once
+        silent.gate = None
+        assert judge_stage(session, candidates, session.config.judge, "judge").manifest["rows"] == 3
+        assert len(quick.calls) == 6  # nothing twice
+
+
+def _panel_of(members: dict[str, Any], workspace: Path) -> Session:
+    config = load_recipe(str(RECIPE), RECIPE.parent, [judge(type="panel", members=members)])
+    return Session(config, Run(workspace, "panel"), Console(quiet=True))
+
+
+def _three_groups(session: Session) -> Artifact:
+    """Of two candidates each."""
+    prompts = [Prompt(f"p{number}", f"question {number}", (1,)) for number in range(3)]
+    groups = [Group(each, tuple(Candidate(i, (5,), "x" * i, "stop", i) for i in range(2))) for each in prompts]
+
+    def sampled(draft: Draft) -> Artifact:
+        write_asked(draft, prompts)
+        draft.commit_shard(0, candidates_table(groups))
+        return draft.finish()
+
+    return session.store.make(Spec("candidates", 1), sampled)
 
 
 def test_a_run_waits_for_people_and_goes_on_when_they_have_voted(run_small: RunSmall, tmp_path: Path) -> None:

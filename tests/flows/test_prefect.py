@@ -4,20 +4,28 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prefect import flow
 from prefect.exceptions import ParameterTypeError
 
+from flows.ahead import ahead
+from flows.console import Console
 from flows.online import online_dpo
-from pipeline.errors import DataError
+from flows.session import Session
+from flows.tasks import stage
+from pipeline.errors import DataError, OverdueError
+from pipeline.recipe import load_recipe
 from pipeline.runs import Run
+from pipeline.store import Artifact, Draft, Spec
 
 from .conftest import RunSmall, served
-from .small import ROOT, engine_process, finished_files, store_of, until
+from .small import RECIPE, ROOT, engine_process, finished_files, store_of, until
 
 STAGES = ["sample", "judge", "pair", "reference", "train", "evaluate"]
 
@@ -135,8 +143,30 @@ def test_a_stage_whose_engine_is_killed_is_tried_again_and_keeps_its_shards(
     assert entry["groups"] * 8 == candidates.manifest["rows"]
     assert shards.items() <= finished_files(tmp_path).items()
     assert any(file.parent == candidates.path for file in shards)
-    (stage, *_) = api.stages(api.rounds("retried")[0], expected=6)
-    assert (stage["run_count"], stage["state_type"]) == (2, "COMPLETED")
+    (first, *_) = api.stages(api.rounds("retried")[0], expected=6)
+    assert (first["run_count"], first["state_type"]) == (2, "COMPLETED")
+
+
+def test_a_stage_that_takes_too_long_is_interrupted_wherever_it_works_in_the_main_thread(
+    server: str, tmp_path: Path
+) -> None:
+    """A function of a user's, for example. One line says what to set."""
+    config = load_recipe(str(RECIPE), RECIPE.parent, ["limits.stage_timeout=0.2"])
+    session = Session(config, Run(tmp_path, "late"), Console(quiet=True))
+
+    def work(_: Session) -> Artifact:
+        def build(draft: Draft) -> Artifact:
+            assert [made for *_, made in ahead(time.sleep, [(0, 0.0), (1, 600.0)], draft, 1)]
+            return draft.finish()
+
+        return session.store.make(Spec("judgments", 1), build)
+
+    @flow
+    def late() -> Artifact:
+        return stage(session, "judge", work)
+
+    with served(server), pytest.raises(OverdueError, match=r"^stage 'judge' takes longer than .* = 0\.2 seconds"):
+        late()
 
 
 def test_the_gate_ends_the_run(api: Server, run_small: RunSmall) -> None:
