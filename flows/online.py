@@ -146,7 +146,8 @@ def learn(session: Session, standing: Standing, pairs: Artifact, number: int) ->
         made["replay"] = pairs = stage(session, "replay", replay, pairs, standing.earlier, number)
 
     def compare(name: str, policy: Policy, label: str) -> training.Compared:
-        made[name] = stage(session, name.replace("_", " "), training.reference, pairs, policy, label)
+        title = name.replace("_", " ")
+        made[name] = stage(session, title, training.reference, pairs, policy, standing.prompts, label)
         return training.Compared(policy, made[name])
 
     reference = None if against is None else compare("reference", against, "reference")

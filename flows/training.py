@@ -80,10 +80,10 @@ def has_examples(pairs: Artifact, share: float) -> bool:
     )
 
 
-def reference(session: Session, pairs: Artifact, policy: Policy, label: str) -> Artifact:
+def reference(session: Session, pairs: Artifact, policy: Policy, prompts: Artifact, label: str) -> Artifact:
     """log π_ref of every completion of the pairs, once, for all epochs, sweeps and resumes."""
-    trainer = session.config.trainer
-    return session.store.make(*score(session, _of_round(pairs, policy), policy, trainer, label))
+    material = _of_round(pairs, policy, prompts, held_out_share(session, prompts))
+    return session.store.make(*score(session, material, policy, session.config.trainer, label))
 
 
 def train(
@@ -119,7 +119,7 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
     return session.store.make(spec, build)
 
 
-def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None, share: float = 0.0) -> Material:
+def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact, share: float) -> Material:
     """``share`` of the prompts is held out, replayed pairs like fresh ones; a reference scores all of them."""
 
     def read() -> Examples:
@@ -130,8 +130,7 @@ def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact | None = None, 
         sides: dict[bool, list[PreferencePair]] = {False: [], True: []}
         for pair in read_pairs(pairs.table()):
             sides[is_held_out(pair.prompt.token_ids, share)].append(pair)
-        shown = [] if prompts is None else read_held_out(prompts)
-        different = list(dict.fromkeys(prompt.token_ids for prompt in shown))
+        different = list(dict.fromkeys(prompt.token_ids for prompt in read_held_out(prompts)))
         return Examples(encode_pairs(sides[False], specials), encode_pairs(sides[True], specials), different[:SAMPLED])
 
     return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read, share)
@@ -159,6 +158,7 @@ def score(
     config = {
         "dtype": trainer.dtype, "token_budget": trainer.token_budget, "tokens": tokens, "mismatched": mismatched,
         "quantise": None if trainer.lora is None else trainer.lora.quantise,
+        **({"held_out": material.held_out} if mismatched else {}),
     }  # fmt: skip
     inputs = {**material.rows, "policy": policy.digest, "model": architecture_digest(policy.path)}
 
@@ -190,7 +190,7 @@ def learn(
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
     # The tokenizer is saved with the next policy, and says which completions were cut.
     inputs = {**material.examples, "policy": policy.digest, "files": files_digest(policy.path), **keys}
-    spec = Spec("train", 4, config, inputs)
+    spec = Spec("train", 5, config, inputs)
 
     def build(draft: Draft) -> Artifact:
         place.free_device("train")
@@ -208,7 +208,7 @@ def rows_of(examples: Examples, trainer: TrainerConfig) -> "tuple[list[Row], dic
     """The rows that a reference of a training scores, in its order, and each row's mismatched one, where needed."""
     from trainers.reference import mismatches, reference_rows
 
-    mismatched = mismatches(examples.all) if "mismatched" in needs(trainer) else {}
+    mismatched = mismatches(examples.training, examples.held_out) if "mismatched" in needs(trainer) else {}
     return reference_rows(examples.all, mismatched), mismatched
 
 

@@ -67,24 +67,32 @@ class Reference:
 def reference_rows(examples: Sequence[Example], mismatched: Mapping[Row, Row]) -> list[Row]:
     """The rows whose log-probabilities a training on ``examples`` asks a reference for, each once, prompt by prompt.
 
-    Sorted, so that the order of a data set, and which of it is held out, leave them as they are.
+    Sorted, so that the order of a data set, and which of it is held out, leave them as they are; but for the mismatched
+    ones, which hang on the latter.
     """
     rows = {row for example in examples for row in example.rows} | set(mismatched.values())
     return sorted(rows, key=lambda row: (row.prompt, row.completion))
 
 
-def mismatches(examples: Sequence[Example]) -> dict[Row, Row]:
-    """Each row's prompt with the completion of the next row of another prompt, for KTO's KL.
+def mismatches(training: Sequence[Example], held_out: Sequence[Example] = ()) -> dict[Row, Row]:
+    """Each row's prompt with the completion of the next training row of another prompt, for KTO's KL.
 
-    Fixed for a data set, whatever the batches, so that the reference's log-probabilities of them are found once.
+    Fixed for a data set, whatever the batches, so that the reference's log-probabilities of them are found once. What
+    is held out gives no completion: it would come into the training's loss.
+
+    Raises:
+        DataError: there are training rows of one prompt only.
     """
-    rows = sorted({row for example in examples for row in example.rows}, key=lambda row: (row.prompt, row.completion))
-    if rows[0].prompt == rows[-1].prompt:
+    donors = {row for example in training for row in example.rows}
+    if len({row.prompt for row in donors}) == 1:
         raise DataError("all examples have one prompt; KTO's KL needs completions of other prompts: use another loss")
+    rows = sorted(
+        donors | {row for example in held_out for row in example.rows}, key=lambda row: (row.prompt, row.completion)
+    )
     partners: dict[Row, Row] = {}
     following = other = rows[0]
     for row in reversed(rows * 2):  # the second time round, the last rows find the first ones
         other = following if following.prompt != row.prompt else other
-        following = row
+        following = row if row in donors else following
         partners[row] = Row(row.prompt, other.completion)
     return partners

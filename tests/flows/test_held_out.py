@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.console import round_rows
+from pipeline.errors import TrainingError
 from pipeline.pairing.held_out import is_held_out
 from pipeline.policy import read_policy
 from pipeline.store import Artifact
@@ -119,6 +120,27 @@ def test_what_is_held_out_costs_no_second_reference(
     keys = [found["rounds"][0]["artifacts"] for found in (status, other)]
     same = {name for name in keys[0] if keys[0][name] == keys[1].get(name)}
     assert {"candidates", "pairs", "reference"} <= same and "train" not in same
+
+
+def test_what_kto_borrows_is_of_prompts_that_are_trained_on(
+    seen: tuple[dict[str, Any], list[Lesson]], run_small: RunSmall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the reference knows it: which rows it scores hangs on what is held out."""
+    lessons: list[Lesson] = []
+
+    def noting(_policy: Any, lesson: Lesson, *_rest: Any) -> Any:
+        lessons.append(lesson)
+        raise TrainingError("enough is known")
+
+    monkeypatch.setattr(launch, "train_policy", noting)
+    for number, share in enumerate((SHARE, 0.5)):
+        with pytest.raises(TrainingError, match="enough is known"):
+            run_small(f"kto-{number}", f"evaluation.pairs={share}", 'trainer.loss=[{type="kto"}]', "rounds=1")
+    for lesson in lessons:
+        trained = {row.completion for example in lesson.examples for row in example.rows}
+        assert {row.completion for row in lesson.mismatched.values()} <= trained
+        rows = {row for example in (*lesson.examples, *lesson.held_out) for row in example.rows}
+        assert lesson.reference.logps.keys() == rows | set(lesson.mismatched.values())
 
 
 def test_a_round_whose_pairs_are_all_held_out_ends_the_run_with_that_reason(run_small: RunSmall) -> None:

@@ -121,16 +121,18 @@ def test_rows_are_asked_for_once_in_an_order_that_the_data_sets_own_does_not_cha
     assert reference_rows(shuffled, mismatches(shuffled) if several else {}) == rows
 
 
-@given(examples)
-def test_every_row_has_a_mismatched_one_of_its_own_prompt_and_anothers_completion(examples: list[Example]) -> None:
-    rows = {row for example in examples for row in example.rows}
+@given(examples, st.just([]) | examples)
+def test_every_row_has_a_mismatched_one_of_its_own_prompt_and_anothers_completion_that_is_trained_on(
+    examples: list[Example], held_out: list[Example]
+) -> None:
+    rows, apart = ({row for example in each for row in example.rows} for each in (examples, held_out))
     if len({row.prompt for row in rows}) == 1:  # nobody to borrow from
         with pytest.raises(DataError, match="all examples have one prompt"):
-            mismatches(examples)
+            mismatches(examples, held_out)
         return
-    mismatched = mismatches(examples)
-    assert mismatched.keys() == rows
-    assert mismatches(examples) == mismatched
+    mismatched = mismatches(examples, held_out)
+    assert mismatched.keys() == rows | apart
+    assert mismatches(examples, held_out) == mismatched
     for row, other in mismatched.items():
         assert other.prompt == row.prompt
         donors = {donor.prompt for donor in rows if donor.completion == other.completion}
@@ -141,3 +143,6 @@ def test_mismatched_completions_are_spread_over_the_data() -> None:
     """Each is the next prompt's, so that no completion stands for all."""
     examples = [Single(Row((number,), (10 + number,)), True) for number in range(6)]
     assert [mismatches(examples)[single.row].completion[0] for single in examples] == [11, 12, 13, 14, 15, 10]
+    held_out = [Single(Row((number,), (20 + number,)), True) for number in (2, 9)]
+    found = mismatches(examples[:2] + examples[3:], held_out)
+    assert [found[single.row].completion[0] for single in (examples[1], *held_out)] == [13, 13, 10]
