@@ -23,6 +23,7 @@ from pipeline.export.dataset import export_data, open_rounds
 from pipeline.export.folder import check_destination
 from pipeline.export.policy import KIND as MODEL
 from pipeline.export.policy import export_policy, find_policy
+from pipeline.export.provenance import EXPORTS, note_push
 from pipeline.hub import Pushed, parse_destination, push
 from pipeline.runs import Run
 from pipeline.store import digest
@@ -30,8 +31,6 @@ from pipeline.store import digest
 What = Literal["data", "policy", "both"]
 NAMES = {DATASET: "data", MODEL: "policy"}
 """Of the folders, where both are exported."""
-EXPORTS = "exports"
-"""Folder of a workspace with what was prepared for the Hub, by run."""
 
 
 def export(
@@ -200,6 +199,7 @@ def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> 
                 folder, repo, DATASET, message=f"Run {run.name}, rounds up to {numbers[at]}", private=private, tag=tag,
                 move_tag=move_tags, progress=progress,
             )  # fmt: skip
+        note_push(folder, pushed)
         prepared.append(folder)
         pushes.append(_summary(pushed))
     return {**told, "pushed": pushes}

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
-from pipeline.export.folder import read_lineage
+from pipeline.export.provenance import pairs_in, pairs_pushed
 from pipeline.rows import SUFFIXES
 from pipeline.runs import TRAINED, Run
 from pipeline.store import MANIFEST, Artifact, Store
@@ -45,7 +45,7 @@ def find_source(given: str, workspace: Path, flag: str = "PAIRS") -> Source:
     name, place = (named["name"], named["place"]) if named else ("", given)
     path = Path(place).expanduser()
     if path.exists():
-        return Source(name or _stem(path), given, (str(path),), _pairs_in(path))
+        return Source(name or _stem(path), given, (str(path),), pairs_in(path))
     run = OF_RUN.fullmatch(place)
     if run and _is_run(workspace, run["run"]):
         artifacts = _pairs_of(workspace, run["run"], run["round"], flag)
@@ -53,7 +53,8 @@ def find_source(given: str, workspace: Path, flag: str = "PAIRS") -> Source:
         return Source(name or run["run"], given, places, keys)
     hub = None if place.endswith(SUFFIXES) else HUB_NAME.fullmatch(place)
     if hub:
-        return Source(name or hub["path"].partition("/")[2], given, (place,))
+        keys = pairs_pushed(workspace, hub["path"], hub["revision"])
+        return Source(name or hub["path"].partition("/")[2], given, (place,), keys)
     raise ConfigError(
         f"{flag} {given!r} leads nowhere; allowed: a file ({', '.join(SUFFIXES)}) or a folder, a run of"
         f" {workspace} (RUN or RUN:ROUND), or a Hub name (owner/name, owner/name:config, owner/name@revision);"
@@ -92,17 +93,6 @@ def _stem(path: Path) -> str:
     if (path / MANIFEST).exists():
         return path.resolve().parent.name
     return next((path.name.removesuffix(end) for end in SUFFIXES[::-1] if path.name.endswith(end)), path.resolve().name)
-
-
-def _pairs_in(folder: Path) -> tuple[str, ...]:
-    """Keys of the artifacts whose pairs a folder holds: it is one, or an export of some."""
-    try:
-        if (folder / MANIFEST).is_file():
-            return (str(json.loads((folder / MANIFEST).read_text())["key"]),)
-        lineage = read_lineage(folder) or {"rounds": []}
-        return tuple(str(each["artifacts"]["pairs"]) for each in lineage["rounds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def _is_run(workspace: Path, name: str) -> bool:

@@ -212,6 +212,17 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert b"https://huggingface.co/datasets/org/demo" in model.texts()["README.md"]
     assert "probe.json" not in model.texts()
 
+    own = [entry["artifacts"]["pairs"] for entry in Run(workspace, "demo").status()["rounds"]]
+
+    def read(given: str) -> list[str]:
+        return list(find_source(given, workspace).pairs)
+
+    commit = told["data"]["pushed"][0]["commit"]
+    assert read("org/demo") == read("mine=org/demo:kto") == read("org/demo@round-001") == read("org/demo@main") == own
+    assert read("org/demo@round-000") == read(f"org/demo@{commit}") == read(f"org/demo:kto@{commit[:12]}") == own[:1]
+    assert read("org/other") == read("org/demo@round-002") == read("org/demo@beef123") == []
+    assert find_source("org/demo", tmp_path).pairs == ()  # another workspace pushed nothing
+
     by_process(hub, tmp_path / "home", "demo", "hub:org/elsewhere", str(workspace), "both")
     one, other = (workspace / "exports" / "demo" / "policy").glob("round-001-*/model.safetensors")
     assert one.samefile(other)  # weights lie there once, whatever they were pushed to
@@ -224,6 +235,8 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert {name: data.tags[name] for name in tags} == tags
     assert [each["sent"] > 0 for each in told["data"]["pushed"]] == [False, False, True]
     assert second.keys() < data.texts().keys()
+    assert read("org/demo") == [*own, Run(workspace, "demo").status()["rounds"][2]["artifacts"]["pairs"]]
+    assert read("org/elsewhere") == read("org/demo@round-001") == own
 
 
 def test_ctrl_c_ends_a_push_that_hangs_and_the_same_command_finishes_it(tmp_path: Path) -> None:
