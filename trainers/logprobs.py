@@ -72,7 +72,8 @@ class Workspace:
         name, source = f"{name}, transposed", (weight.data_ptr(), weight.shape, weight.dtype, version)
         copy = self.take(name, weight.shape[1], weight.shape[0], weight)
         if self.versions.get(name) != source:
-            copy.copy_(weight.t())
+            for rows in split(slice(0, len(weight)), PANEL[weight.device.type]):
+                copy[:, rows] = weight[rows].t().contiguous()  # at once it takes twice as long
             self.versions[name] = source
         return copy
 

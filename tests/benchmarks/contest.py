@@ -2,22 +2,22 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from contestants import TITLES, build_copy
+from alone import Alone, Entry
+from contestants import TITLES
 from measure import (
     Batch,
-    Contestant,
     Run,
     Samples,
     Sizes,
     alternate,
-    best_batch_size,
     keep_freed_memory,
     largest_difference,
     machine,
@@ -114,12 +114,9 @@ class Contest:
         self, name: str, model: PreTrainedModel, regime: str, batches: list[Batch], case: str, names: Sequence[str],
         run: Run = step,
     ) -> dict[str, Any]:  # fmt: skip
-        settings = Settings(compile=self.compile)
-        tried = {who: self.calibrate(who, name, case, model, batches[0], run) for who in names if who != "ours"}
-        contestants: dict[str, Contestant] = {
-            who: build_copy(who, model, settings, tried[who].best if who in tried else None) for who in names
-        }
-        samples = alternate(contestants, batches, run, self.warm_up, {"installed": self.installed})
+        tried = {who: self.calibrate(who, name, case, batches[0], run) for who in names if who != "ours"}
+        entries = {who: self.entry(who, name, tried[who].best if who in tried else None) for who in names}
+        samples = contest(entries, batches, run, self.warm_up, {"installed": self.installed})
         tokens = sum(map(row_tokens, batches)) / sum(map(unique_tokens, batches))
         figures = self.figures(samples, case)
         rows = [
@@ -176,16 +173,16 @@ class Contest:
         batches = [preferences(regime, prompts, vocabulary, seed, scheme) for seed in range(count)]
         return [with_reference(model, batch, Settings()) if known else batch for batch in batches]
 
-    def calibrate(self, who: str, name: str, case: str, model: PreTrainedModel, batch: Batch, run: Run = step) -> Sizes:
+    def calibrate(self, who: str, name: str, case: str, batch: Batch, run: Run = step) -> Sizes:
         """The batch size TRL is best at for a model and a case, unless one was given. Tried once."""
         if who in self.batch_sizes:
             return Sizes(self.batch_sizes[who], {})
         if (who, name, case) not in self.tried:
             sizes = BATCH_SIZES if run is step else (*BATCH_SIZES, 16)
             fitting = [size for size in sizes if len(batch) % size == 0]
-            trial = build_copy(who, model, Settings(compile=self.compile))
             part = batch[: CALIBRATION_PAIRS[who]]
-            self.tried[who, name, case] = best_batch_size(trial, part, fitting, run, rounds=2 if who == "ideal" else 1)
+            with Alone(self.entry(who, name)) as trial:
+                self.tried[who, name, case] = trial.best_batch_size(part, fitting, run, 2 if who == "ideal" else 1)
         return self.tried[who, name, case]
 
     def float32(self, name: str) -> dict[str, Any]:
@@ -196,9 +193,8 @@ class Contest:
             with_reference(model, preferences("typical", 4, model.config.vocab_size, seed), settings)
             for seed in range(2 if self.quick else 4)
         ]
-        samples = alternate(
-            {who: build_copy(who, model, settings, None if who == "ours" else 4) for who in self.names}, batches
-        )
+        sizes = {who: None if who == "ours" else 4 for who in self.names}
+        samples = contest({who: self.entry(who, name, size, settings) for who, size in sizes.items()}, batches)
         losses = {who: one.results for who, one in samples.items()}
         ours = losses.get("ours", next(iter(losses.values())))
         largest = max(largest_difference(ours, other) for other in losses.values())
@@ -250,11 +246,13 @@ class Contest:
         """Our speed at each token budget relative to the first, medians of paired ratios."""
         model = make_model(name)
         batches = self.batches(model, "typical", self.pairs)
-        settings = Settings(compile=self.compile)
-        contestants = {str(budget): build_copy("ours", model, settings, budget) for budget in budgets}
-        samples = alternate(contestants, batches, warm_up=self.warm_up)
+        entries = {str(budget): self.entry("ours", name, budget) for budget in budgets}
+        samples = contest(entries, batches, warm_up=self.warm_up)
         full = samples[str(budgets[0])].cpu
         return {budget: round(ratio(full, samples[str(budget)].cpu).median, 3) for budget in budgets}
+
+    def entry(self, who: str, model: str, size: int | None = None, settings: Settings | None = None) -> Entry:
+        return Entry(who, model, settings or Settings(compile=self.compile), size, self.allocator == "keep")
 
     def _without_installed(self) -> list[str]:
         return [who for who in self.names if who != "installed"]
@@ -276,3 +274,13 @@ class Contest:
             ]  # fmt: skip
             table(f"GPU, {name}, bfloat16", ("", "batch or budget", "pairs/s", "tokens/s", "MFU", "peak GiB"), rows)
         return results
+
+
+def contest(
+    entries: Mapping[str, Entry], batches: Sequence[Batch], run: Run = step, warm_up: int = 1,
+    turns: Mapping[str, int] | None = None,
+) -> dict[str, Samples]:  # fmt: skip
+    """:func:`measure.alternate` of contestants in processes of their own."""
+    with ExitStack() as stack:
+        alone = {who: stack.enter_context(Alone(entry)) for who, entry in entries.items()}
+        return alternate(alone, batches, run, warm_up, turns, Alone.turn)

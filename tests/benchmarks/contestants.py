@@ -1,6 +1,4 @@
-"""Contestants by name, each on its own copy of the model."""
-
-import copy
+"""Contestants by name."""
 
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -25,7 +23,3 @@ def build(name: str, model: PreTrainedModel, settings: Settings, size: int | Non
     from opponents import Trl
 
     return Trl(model, settings, size or 1, ideal=name == "ideal")
-
-
-def build_copy(name: str, model: PreTrainedModel, settings: Settings, size: int | None = None) -> Contestant:
-    return build(name, copy.deepcopy(model), settings, size)

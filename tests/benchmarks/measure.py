@@ -89,9 +89,24 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(samples), min(samples), max(samples), samples)
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a contestant returned, and the seconds it took."""
+
+    result: Any
+    wall: float
+    cpu: float
+
+
+def take_turn(contestant: Any, run: Run, batch: Batch) -> Turn:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run(contestant, batch)
+    return Turn(result, time.perf_counter() - wall, time.process_time() - cpu)
+
+
 def alternate(
-    contestants: Mapping[str, Contestant], batches: Sequence[Batch], run: Run = step, warm_up: int = 1,
-    turns: Mapping[str, int] | None = None,
+    contestants: Mapping[str, Any], batches: Sequence[Batch], run: Run = step, warm_up: int = 1,
+    turns: Mapping[str, int] | None = None, take: Callable[[Any, Run, Batch], Turn] = take_turn,
 ) -> dict[str, Samples]:  # fmt: skip
     """Every contestant runs every batch, one after another within a repetition, the order reversed each time.
 
@@ -105,13 +120,11 @@ def alternate(
         for name in order if repetition % 2 else reversed(order):
             if turns and name in turns and not warm_up - 1 <= repetition < warm_up + turns[name]:
                 continue
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = run(contestants[name], batch)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            samples[name].results.append(result)
+            turn = take(contestants[name], run, batch)
+            samples[name].results.append(turn.result)
             if repetition >= warm_up:
-                samples[name].wall.append(wall)
-                samples[name].cpu.append(cpu)
+                samples[name].wall.append(turn.wall)
+                samples[name].cpu.append(turn.cpu)
                 samples[name].pairs.append(len(batch))
     return samples
 

@@ -1,6 +1,7 @@
 """Results as tables on the terminal and as one JSON file."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ GOALS = {
 }  # fmt: skip
 """How many times faster than each opponent the trainer has to be."""
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:

@@ -1,9 +1,9 @@
 """Ratchet's DPO step against TRL's DPOTrainer: same model, data, precision, optimiser and pairs a step.
 
 Two opponents, each with precomputed reference values and at its best batch size: TRL as installed, and TRL with a good
-chunked head in place of its own, which is made for Triton and slow on CPUs. Contestants take turns within a repetition
-in one process; ratios are paired by repetition, given as median [lowest–highest], of CPU time with one thread and of
-elapsed time with more.
+chunked head in place of its own, which is made for Triton and slow on CPUs. Contestants take turns within a repetition,
+each in a process of its own; ratios are paired by repetition, given as median [lowest–highest], of CPU time with one
+thread and of elapsed time with more.
 """
 
 import os
