@@ -270,7 +270,7 @@ def test_a_training_that_is_killed_or_interrupted_ends_as_one_that_is_not(
 
 
 def test_out_of_memory_halves_the_budget_until_a_pair_is_too_much(
-    base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = Rewards.of
 
@@ -284,11 +284,36 @@ def test_out_of_memory_halves_the_budget_until_a_pair_is_too_much(
     loop = RewardLoop(load_base(base, 0, AutoTokenizer.from_pretrained(base), []), pairs, [], config(), 0, tmp_path)
     loop.step(0)
     assert 100 <= loop.rewards.token_budget <= 200
+    assert caplog.messages[-1].endswith(f" tokens at once; the token budget is now {loop.rewards.token_budget}")
     again = RewardLoop(load_base(base, 0, AutoTokenizer.from_pretrained(base), []), pairs, [], config(), 0, tmp_path)
     assert (again.first, again.rewards.token_budget) == (0, loop.rewards.token_budget)  # though there is memory again
     limit = 10
     with pytest.raises(TrainingError, match="out of memory on one pair of"):
         loop.step(1)
+
+
+def test_memory_that_runs_out_while_measuring_leaves_the_training_as_it_is(
+    base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Rewards.of
+    loop = RewardLoop(load_base(base, 0, AutoTokenizer.from_pretrained(base), []), [], pairs, config(), 0, tmp_path)
+    budget, rows = loop.rewards.token_budget, [row for pair in pairs for row in pair.rows]
+    expected = loop.rewards.measured(rows)
+
+    def scarce(self: Rewards, rows: Any) -> torch.Tensor:
+        if len(rows) * max(map(len, rows)) > limit:
+            raise MemoryError
+        return plain(self, rows)
+
+    monkeypatch.setattr(Rewards, "of", scarce)
+    limit = budget // 3
+    assert loop.rewards.measured(rows) == pytest.approx(expected, abs=1e-5)
+    assert loop.rewards.measured_at_once <= limit < loop.rewards.token_budget == budget
+    assert len(caplog.messages) == 2
+    assert caplog.messages[-1].endswith(f"the token budget is now {loop.rewards.measured_at_once}")
+    limit = max(map(len, rows)) - 1
+    with pytest.raises(TrainingError, match=f"out of memory on one row of {limit + 1} tokens"):
+        loop.rewards.measured(rows)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(base: Path, pairs: list[Pair], tmp_path: Path) -> None:
