@@ -80,6 +80,7 @@ def check(
 
 @judge_app.command(
     epilog="Examples:\n\n"
+    "`ratchet judge train prefs.jsonl --base org/model --out ./reward-model --dry-run`: counts, lengths, steps\n\n"
     "`ratchet judge train prefs.jsonl --base org/model --out ./reward-model`\n\n"
     "`ratchet judge train my-run:0 --base ./checkpoint --out ./rm --set learning_rate=2e-5 --set epochs=2`"
 )
@@ -95,6 +96,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(min=2, help="Longer conversations are dropped.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order, of what is held out, and of the new head.")] = 0,
     workspace: Workspace = Path("workspace"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and make nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -108,15 +110,15 @@ def train(
     )  # fmt: skip
     from flows import environment
     from flows.console import Console
-    from flows.tables import reward_table
+    from flows.tables import reward_plan_table, reward_table
 
     console = Console(quiet or as_json)
     with environment.leaving():
-        made = reward.train(request, console)
+        made = reward.plan(request, console) if dry_run else reward.train(request, console)
     if as_json:
         print_json(made)
     else:
-        console.terminal.print(reward_table(made))
+        console.terminal.print(reward_plan_table(made) if dry_run else reward_table(made))
 
 
 @judge_app.command(epilog="Examples:\n\n`ratchet judge spent`\n\n`ratchet judge spent my-run --json`")

@@ -114,7 +114,7 @@ def _load(request: Request, console: Console) -> Loaded:
     from trainers.dpo import objective_of
     from trainers.examples import Pair
 
-    folder = _folder(request.policy)
+    folder = folder_of(request.policy, weights=False)
     with console.stage("data") as progress:
         encoder = datasets.make_encoder(folder, request.limits)
         loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
@@ -125,11 +125,11 @@ def _load(request: Request, console: Console) -> Loaded:
     return loaded
 
 
-def _folder(policy: Policy | PretrainedPolicy) -> Path:
-    """Where the policy's tokenizer and configuration are; of a Hub model nothing else is downloaded."""
+def folder_of(policy: Policy | PretrainedPolicy, weights: bool = True) -> Path:
+    """Where the model lies; of a Hub model without ``weights`` the tokenizer and the configuration are enough."""
     if isinstance(policy, Policy):
         return policy.path
-    return Path(policy.path) if Path(policy.path).is_dir() else download(policy, weights=False)
+    return Path(policy.path) if Path(policy.path).is_dir() else download(policy, weights)
 
 
 def _known(store: Store, policy: Policy | PretrainedPolicy) -> Policy | None:

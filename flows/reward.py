@@ -7,21 +7,23 @@ command goes on after a kill, and returns at once after the end.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import datasets
 from flows.console import Console
 from flows.datasets import Loaded
-from flows.offline import Bench, check_free, copy_out, data_of
+from flows.offline import Bench, check_free, copy_out, data_of, folder_of
 from flows.request import HeldOut, Limits, check_out, held_out_of
 from flows.sources import Source, find_policy, find_source
-from flows.start import download
 from flows.tables import data_table
 from pipeline.config import PretrainedPolicy, RewardTrainerConfig
 from pipeline.errors import ConfigError
 from pipeline.policy import files_digest, read_policy
 from pipeline.store import Artifact, Draft, Spec
 from pipeline.types import Policy
+
+if TYPE_CHECKING:
+    from trainers.examples import Pair
 
 HELD_OUT = "0.1"
 """Share of the prompts that is held out where nobody says: a reward model that nobody tested is not worth having."""
@@ -67,6 +69,19 @@ def ask(
     )  # fmt: skip
 
 
+def plan(request: RewardRequest, console: Console) -> dict[str, Any]:
+    """What :func:`train` would do, JSON-serialisable (for :func:`flows.tables.reward_plan_table`). Makes nothing in the
+    workspace, and of a Hub model downloads no weights."""
+    place, folder = Bench(request.workspace, console), folder_of(request.base, weights=False)
+    loaded = _load(request, folder, console)
+    there = any(folder.glob("*.safetensors"))
+    made = there and place.store.find(_spec(request, loaded, read_policy(folder))) is not None
+    return {
+        **data_of(loaded), "lengths": datasets.lengths(loaded.examples.all), "work": _work(request, loaded),
+        "cached": {"training": made}, "config": request.trainer.model_dump(mode="json"), "seed": request.seed,
+    }  # fmt: skip
+
+
 def train(request: RewardRequest, console: Console) -> dict[str, Any]:
     """Train, and leave the reward model with all there is to say of it in ``request.out``; the latter,
     JSON-serialisable (for :func:`flows.tables.reward_table`).
@@ -76,12 +91,8 @@ def train(request: RewardRequest, console: Console) -> dict[str, Any]:
         ConfigError: ``out`` is another training's, or rows are conversations and the base has no template.
         TrainingError: the training was refused, or went wrong.
     """
-    place = Bench(request.workspace, console)
-    folder = _folder(request.base)
-    with console.stage("data") as progress:
-        encoder = datasets.make_conversation_encoder(folder, request.limits)
-        loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
-        progress(0, len(loaded.examples.all), "")
+    place, folder = Bench(request.workspace, console), folder_of(request.base)
+    loaded = _load(request, folder, console)
     console.terminal.print(data_table(data_of(loaded)))
     spec = _spec(request, loaded, read_policy(folder))
     check_free(request.out, spec.key, f"--out {str(request.out)!r}")
@@ -99,10 +110,41 @@ def train(request: RewardRequest, console: Console) -> dict[str, Any]:
     return result
 
 
-def _folder(base: Policy | PretrainedPolicy) -> Path:
-    if isinstance(base, Policy):
-        return base.path
-    return Path(base.path) if Path(base.path).is_dir() else download(base)
+def _load(request: RewardRequest, folder: Path, console: Console) -> Loaded:
+    with console.stage("data") as progress:
+        encoder = datasets.make_conversation_encoder(folder, request.limits)
+        loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
+        progress(0, len(loaded.examples.all), "")
+    return loaded
+
+
+def _work(request: RewardRequest, loaded: Loaded) -> dict[str, int]:
+    """What the training will do, unless its patience ends before: steps, forward passes, and their tokens."""
+    from pipeline.padding import default_budget
+    from trainers.batches import batches_of_epoch
+    from trainers.checkpoints import device
+    from trainers.rewards import padded_tokens, parts
+
+    trainer, (pairs, _) = request.trainer, _sides(loaded)
+    budget = trainer.token_budget or default_budget(device().type)
+    epochs = [batches_of_epoch(pairs, epoch, request.seed, trainer.batch_size) for epoch in range(trainer.epochs)]
+    passes = [part for batch in epochs[0] for part in parts([pairs[index] for index in batch], budget)]
+    return {
+        "steps": sum(map(len, epochs)), "epochs": trainer.epochs, "passes": trainer.epochs * len(passes),
+        "token_budget": budget, "tokens": trainer.epochs * sum(len(row) for pair in pairs for row in pair.rows),
+        "padded_tokens": trainer.epochs * sum(map(padded_tokens, passes)),
+    }  # fmt: skip
+
+
+def _sides(loaded: Loaded) -> "tuple[list[Pair], list[Pair]]":
+    """The pairs to train on, and those held out: its encoder makes nothing but pairs."""
+    from trainers.examples import Pair
+
+    training, held_out = (
+        [example for example in part if isinstance(example, Pair)]
+        for part in (loaded.examples.training, loaded.examples.held_out)
+    )
+    return training, held_out
 
 
 def _spec(request: RewardRequest, loaded: Loaded, base: Policy) -> Spec:
@@ -116,13 +158,9 @@ def _spec(request: RewardRequest, loaded: Loaded, base: Policy) -> Spec:
 
 
 def _build(request: RewardRequest, folder: Path, loaded: Loaded, place: Bench, draft: Draft) -> Artifact:
-    from trainers.examples import Pair
     from trainers.reward_model import train_reward_model
 
-    training, held_out = (
-        [example for example in part if isinstance(example, Pair)]
-        for part in (loaded.examples.training, loaded.examples.held_out)
-    )
+    training, held_out = _sides(loaded)
     if (draft.path / "state").exists():
         place.console.say("  train: going on from where it was interrupted")
     with place.console.stage("train") as progress:

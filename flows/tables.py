@@ -39,22 +39,28 @@ def data_table(found: Mapping[str, Any]) -> RenderableType:
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """What a training would do."""
-    work, cached, examples = plan["work"], plan["cached"], plan["training_examples"]
-    lengths = Table("tokens", box=SIMPLE)
-    for label in plan["lengths"]["prompt"]:
-        lengths.add_column(label, justify="right")
-    for name, sizes in plan["lengths"].items():
-        lengths.add_row(name, *(f"{size:,}" for size in sizes.values()))
+    work, cached = plan["work"], plan["cached"]
     rows = [
-        ("training", f"{_examples(examples)} of {_count(examples['prompts'], 'prompt')}"),
-        ("steps", f"{work['steps']:,} in {_count(work['epochs'], 'epoch')}"),
+        *_planned(plan),
         ("tokens", f"{work['tokens']:,}, each prompt of a batch once ({work['tokens_row_by_row']:,} row by row)"),
         ("packs", f"about {work['packs']:,} of at most {plan['config']['token_budget']:,} tokens"),
         ("reference", _cached(cached["reference"], f"{work['reference_rows']:,} completions to score once")
          if work["reference_rows"] else "none"),
         ("result", _cached(cached["training"], "to be trained")),
     ]  # fmt: skip
-    return Group(data_table(plan), lengths, _rows(rows))
+    return Group(data_table(plan), _lengths(plan), _rows(rows))
+
+
+def reward_plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """What the training of a reward model would do."""
+    work = plan["work"]
+    rows = [
+        *_planned(plan),
+        ("tokens", f"{work['tokens']:,}; with padding {work['padded_tokens']:,}"),
+        ("passes", f"about {work['passes']:,} of at most {work['token_budget']:,} tokens"),
+        ("result", _cached(plan["cached"]["training"], "to be trained")),
+    ]
+    return Group(data_table(plan), _lengths(plan), _rows(rows))
 
 
 def outcome_table(result: Mapping[str, Any]) -> RenderableType:
@@ -95,6 +101,23 @@ def reward_table(result: Mapping[str, Any]) -> RenderableType:
         ("loss", f"{report['loss']:.3f} nats a pair; mean margin {report['margin']:.2f}"),
     ]
     return Group(table, _rows(kept))
+
+
+def _lengths(plan: Mapping[str, Any]) -> Table:
+    table = Table("tokens", box=SIMPLE)
+    for label in plan["lengths"]["prompt"]:
+        table.add_column(label, justify="right")
+    for name, sizes in plan["lengths"].items():
+        table.add_row(name, *(f"{size:,}" for size in sizes.values()))
+    return table
+
+
+def _planned(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    examples, work = plan["training_examples"], plan["work"]
+    return [
+        ("training", f"{_examples(examples)} of {_count(examples['prompts'], 'prompt')}"),
+        ("steps", f"{work['steps']:,} in {_count(work['epochs'], 'epoch')}"),
+    ]
 
 
 def _examples(counts: Mapping[str, int]) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from flows.console import Console
 from flows.request import Limits
-from flows.reward import RewardRequest, ask, train
-from flows.tables import reward_table
+from flows.reward import RewardRequest, ask, plan, train
+from flows.tables import reward_plan_table, reward_table
 from judges import make_judge
 from pipeline.config import RewardModelJudge, ScratchPolicy
 from pipeline.errors import ConfigError, DataError
@@ -43,9 +44,9 @@ def liked(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def shown(result: dict[str, Any]) -> str:
+def shown(result: dict[str, Any], table: Callable[[dict[str, Any]], Any] = reward_table) -> str:
     terminal = Terminal(file=io.StringIO(), width=200, record=True)
-    terminal.print(reward_table(result))
+    terminal.print(table(result))
     return terminal.export_text()
 
 
@@ -88,6 +89,33 @@ def test_pairs_become_a_judge_and_the_same_call_makes_nothing_twice(prefs: str, 
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "copy").num_labels == 1
     with pytest.raises(ConfigError, match=r"--out .* is another training's"):
         train(asked(prefs, base, tmp_path, "epochs=1"), Console(quiet=True))
+
+
+def test_a_dry_run_makes_nothing_and_says_what_a_training_will_do(prefs: str, base: str, tmp_path: Path) -> None:
+    planned = plan(asked(prefs, base, tmp_path), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+    assert json.loads(json.dumps(planned)) == planned
+    assert planned["cached"] == {"training": False}
+    result = train(asked(prefs, base, tmp_path), Console(quiet=True))
+    assert {name: result[name] for name in data_of_both(planned)} == data_of_both(planned)
+    lines = (Path(result["directory"]) / "metrics.jsonl").read_text().splitlines()
+    assert planned["work"]["steps"] == len(lines) == result["steps"] == 42
+    assert planned["work"]["tokens"] == sum(json.loads(line)["tokens"] for line in lines)
+    assert planned["work"]["tokens"] <= planned["work"]["padded_tokens"] <= 1024 * planned["work"]["passes"]
+    assert "42 in 3 epochs" in shown(planned, reward_plan_table) and "to be trained" in shown(
+        planned, reward_plan_table
+    )
+
+    files = sorted(tmp_path.rglob("*"))
+    assert plan(asked(prefs, base, tmp_path, out="copy"), Console(quiet=True))["cached"] == {"training": True}
+    assert plan(asked(prefs, base, tmp_path, "epochs=2", out="copy"), Console(quiet=True))["cached"] == {
+        "training": False
+    }
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def data_of_both(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: said[name] for name in ("data", "training_examples", "held_out_examples", "config", "seed")}
 
 
 def test_without_held_out_pairs_nobody_says_how_good_it_is(prefs: str, base: str, tmp_path: Path) -> None:
