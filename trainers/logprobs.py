@@ -25,7 +25,7 @@ PIECE = {"cpu": 256, "cuda": 2048}
 TRANSPOSED = 512
 """Positions from which on a CPU makes logits with a transposed copy of the weight, which it multiplies by faster:
 below, making the copy takes longer than it saves. It is kept, and counts as memory beside the chunk's."""
-PANEL = {"cpu": 1024, "cuda": 1 << 30}
+PANEL = {"cpu": 2048, "cuda": 1 << 30}
 """Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
 SMALLEST = 1e-30
 """Probabilities below this may have lost digits, or all of them; their logarithm is taken another way."""
