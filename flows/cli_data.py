@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import environment
 from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, in_workspace, print_json, work
 from flows.sources import OF_RUN
 from pipeline.config import DataConfig
@@ -115,17 +114,11 @@ def export(
     from flows.console import Console
     from flows.export import export as write
     from flows.export import exported
-    from pipeline.hub import PREFIX
 
-    if to.startswith(PREFIX):
-        environment.leave_on_signals()  # the Hub's client would wait for its uploads first
-    try:
-        made = write(
-            run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
-            private=not public, move_tags=move_tags, overrides=settings or (), console=Console(quiet or as_json),
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        environment.leave(130)
+    made = write(
+        run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
+        private=not public, move_tags=move_tags, overrides=settings or (), console=Console(quiet or as_json),
+    )  # fmt: skip
     print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(exported(made), soft_wrap=True)
 
 

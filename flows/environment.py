@@ -73,7 +73,7 @@ def leave_on_signals() -> None:
         timer = threading.Timer(LAST_WORDS, leave, [128 + number])
         timer.daemon = True
         timer.start()
-        raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     vars(interrupt)["lets_training_save"] = True  # see trainers.interruption
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,11 +101,9 @@ def in_charge() -> Iterator[None]:
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """A training of this process, which handles signals itself and raises when it has saved its state, ends it."""
+    """What a signal raised, of :func:`leave_on_signals` or of a training that has saved its state, ends the process."""
     try:
         yield
-    except KeyboardInterrupt:
-        leave(128 + signal.SIGINT)
     except SystemExit as left:
         leave(int(left.code or 1))
 

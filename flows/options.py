@@ -71,10 +71,8 @@ def work(
         say_estimates(estimate(config, workspace), as_json)
         return
     run = _take_up(config, recipe, name, workspace, quiet)
-    try:
+    with environment.leaving():
         status = flow(config, run.name, str(workspace), quiet)
-    except KeyboardInterrupt:
-        environment.leave(130)
     if as_json:
         print_json(status)
     elif not quiet:

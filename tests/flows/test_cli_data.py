@@ -35,7 +35,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With a run of two rounds; the one that commands look into."""
     make_run(tmp_path / "workspace", Making(config={"limits": {"threads": 1}}))
     monkeypatch.setenv("RATCHET_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setattr(environment, "leave_on_signals", lambda: None)  # the signals are pytest's
     return tmp_path / "workspace"
 
 

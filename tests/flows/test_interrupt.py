@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from flows.environment import INTERRUPTED
 from pipeline.errors import BusyError
 from pipeline.runs import Run
 
-from .small import RECIPE, Ratchet, left, sets, until
+from .small import RECIPE, ROOT, Ratchet, left, sets, until
 
 ENDLESS = sets("policy.epochs=100000")
 
@@ -60,6 +62,25 @@ def _metrics(run: Ratchet) -> Path:
     (file,) = run.workspace.glob("artifacts/train/*/metrics.jsonl")
     until(lambda: file.read_text().count("\n") > 3, run.process)
     return file
+
+
+WAITING = """
+import signal, time
+from flows import environment
+environment.leave_on_signals()
+with environment.leaving():
+    signal.raise_signal(signal.{name})
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_with_a_server_of_the_users_own_the_exit_code_tells_the_signal_too(number: signal.Signals) -> None:
+    """Without a temporary server Prefect hears of it first, by an exception."""
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITING.format(name=number.name)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (128 + number, INTERRUPTED)
 
 
 def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
