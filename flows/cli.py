@@ -16,12 +16,14 @@ from flows.options import (
     Name,
     Quiet,
     Settings,
+    Work,
     Workspace,
     command,
+    do,
     in_workspace,
+    named_run,
     print_json,
     say_what_next,
-    work,
 )
 from pipeline.config import RunConfig
 from pipeline.errors import RatchetError, StoreError
@@ -63,10 +65,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run rounds of online DPO, or go on with a run that was interrupted: the same command does both."""
-    work(
-        load_recipe(recipe, RECIPES, settings or []), recipe, name, workspace, estimate=_cost, flow=_rounds,
-        then=_policy_and_report, dry_run=dry_run, quiet=quiet, as_json=as_json,
-    )  # fmt: skip
+    config, asked = load_recipe(recipe, RECIPES, settings or []), named_run(recipe, name, workspace)
+    do(Work(_cost, _rounds, _policy_and_report), config, asked, dry_run=dry_run, quiet=quiet, as_json=as_json)
 
 
 @app.command(

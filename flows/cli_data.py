@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import RECIPES, Json, Name, Quiet, Settings, Workspace, command, in_workspace, print_json, work
+from flows.options import (
+    RECIPES,
+    Json,
+    Name,
+    Quiet,
+    Settings,
+    Work,
+    Workspace,
+    command,
+    do,
+    in_workspace,
+    named_run,
+    print_json,
+)
 from flows.sources import OF_RUN
 from pipeline.config import DataConfig
 from pipeline.errors import ConfigError
@@ -54,10 +67,8 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Make preference data without training: models answer, a judge scores, pairs come out. Goes on after a kill."""
-    work(
-        load_data_recipe(recipe, RECIPES / "data", settings or []), recipe, name, workspace, estimate=_cost, flow=_made,
-        then=_export_and_train, dry_run=dry_run, quiet=quiet, as_json=as_json,
-    )  # fmt: skip
+    config, asked = load_data_recipe(recipe, RECIPES / "data", settings or []), named_run(recipe, name, workspace)
+    do(Work(_cost, _made, _export_and_train), config, asked, dry_run=dry_run, quiet=quiet, as_json=as_json)
 
 
 def pair(
@@ -79,11 +90,11 @@ def pair(
     from flows import pairing
     from flows.console import Console
 
-    do, show = (
+    make, show = (
         (pairing.preview_margins, pairing.margins_table) if margins else (pairing.repair, pairing.pairs_table)
     )  # fmt: skip
     rounds = None if number is None else [number]
-    made = do(found, Console(quiet or as_json), rounds=rounds, overrides=settings or [])
+    made = make(found, Console(quiet or as_json), rounds=rounds, overrides=settings or [])
     print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(show(made), soft_wrap=True)
 
 

@@ -4,9 +4,9 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
@@ -37,42 +37,41 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def work(
-    config: Config,
-    recipe: str,
-    name: str | None,
-    workspace: Path,
-    *,
-    estimate: "Callable[[Config, Path], list[Estimate]]",
-    flow: Callable[[Config, str, str, bool], dict[str, Any]],
-    then: Callable[[Run, dict[str, Any]], Sequence[tuple[str, str]]],
-    dry_run: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """What ``ratchet run`` and ``ratchet data`` do with their settings: say the cost, or do the work and what is next.
+@dataclass(frozen=True, slots=True)
+class Work(Generic[Config]):
+    """What ``ratchet run`` and ``ratchet data`` have apart; each imports what is heavy when it is called."""
 
-    Args:
-        estimate: what it would cost at most, of the settings and the workspace.
-        flow: does the work; of the settings, the run's name, the workspace and ``quiet``, gives the run's status. Both
-            import what is heavy when they are called.
-        then: what to look at when it is done, of the run and its status: see :func:`say_what_next`.
+    estimate: "Callable[[Config, Path], list[Estimate]]"
+    """What it would cost at most, of the settings and the workspace."""
+    flow: Callable[[Config, str, str, bool], dict[str, Any]]
+    """Does it: of the settings, the run's name, the workspace and ``quiet``, gives the run's status."""
+    then: Callable[[Run, dict[str, Any]], Sequence[tuple[str, str]]]
+    """What to look at when it is done, of the run and its status: see :func:`say_what_next`."""
+
+
+def named_run(recipe: str, name: str | None, workspace: Path) -> Run:
+    """By its name, or its recipe's."""
+    return Run(workspace, Path(recipe).stem if name is None else name)
+
+
+def do(work: Work[Config], config: Config, run: Run, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Say the cost; or begin, or go on with, the run, and say what is next.
 
     Raises:
         ConfigError: something named is not there, the run began with other settings, or an endpoint cannot be asked.
         BusyError: somebody else is on the run.
-        Whatever ``estimate`` and ``flow`` raise.
+        Whatever the work raises.
     """
     check_calls(config)
     from pipeline.prompts import check_sources
 
     check_sources(config.prompts)
     if dry_run:
-        say_estimates(estimate(config, workspace), as_json)
+        say_estimates(work.estimate(config, run.workspace), as_json)
         return
-    run = _take_up(config, recipe, name, workspace, quiet)
+    _take_up(config, run, quiet)
     with environment.leaving():
-        status = flow(config, run.name, str(workspace), quiet)
+        status = work.flow(config, run.name, str(run.workspace), quiet)
     if as_json:
         print_json(status)
     elif not quiet:
@@ -80,12 +79,11 @@ def work(
 
         console = Console()
         console.say("")
-        say_what_next(console, status, then(run, status))
+        say_what_next(console, status, work.then(run, status))
 
 
-def _take_up(config: RunConfig | DataConfig, recipe: str, name: str | None, workspace: Path, quiet: bool) -> Run:
-    """The run to begin or go on with, by its name or its recipe's; from here on a signal ends the process in order."""
-    run = Run(workspace, Path(recipe).stem if name is None else name)
+def _take_up(config: RunConfig | DataConfig, run: Run, quiet: bool) -> None:
+    """The run can be begun or gone on with; from here on a signal ends the process in order."""
     run.check(config)
     with run.held():
         pass
@@ -93,8 +91,7 @@ def _take_up(config: RunConfig | DataConfig, recipe: str, name: str | None, work
         check_endpoints(config)
     environment.leave_on_signals()
     if not quiet:
-        typer.echo(f"{run.name}: {config.title or recipe}\n  starting Prefect, which takes some seconds", err=True)
-    return run
+        typer.echo(f"{run.name}: {config.title or run.name}\n  starting Prefect, which takes some seconds", err=True)
 
 
 def say_estimates(found: "list[Estimate]", as_json: bool) -> None:
