@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pyarrow as pa
@@ -200,12 +201,15 @@ def _content(folder: Path, name: str) -> Any:
 
 
 def _put(part: Path, destination: Path) -> None:
-    """``part`` under its name. Killed between the two renames, the next export finds no folder and makes it again."""
+    """``part`` under its name. Killed between the two renames, the next export finds no folder and makes it again; what
+    was there lies in a folder with a name that nobody has, so that nothing of anybody else's is ever removed."""
     (part / LOCK).unlink()
-    old = destination.with_name(destination.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        destination.rename(old)
+    if not destination.exists():
+        part.rename(destination)
+        sync(destination.parent)
+        return
+    aside = Path(mkdtemp(prefix=".replaced-", dir=destination.parent))
+    destination.rename(aside / destination.name)
     part.rename(destination)
     sync(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -242,6 +242,16 @@ def test_somebody_elses_folder_where_it_would_be_written_is_left_alone(plain: Fo
     assert (tmp_path / "folder.part" / "mine.txt").read_text() == "mine"
 
 
+def test_an_export_removes_no_folder_beside_it_whatever_its_name(plain: Folder, tmp_path: Path) -> None:
+    mine = tmp_path / "folder.old" / "thesis.tex"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for numbers in (None, [1]):  # a new folder, then another in its place
+        export_data(plain[0], tmp_path / "folder", numbers)
+        assert mine.read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "folder.old"]
+
+
 def test_two_exports_to_one_folder_at_once_are_refused(plain: Folder, tmp_path: Path) -> None:
     aside = tmp_path / "folder.part"
     aside.mkdir()
