@@ -30,6 +30,9 @@ from pipeline.protocols import Progress
 from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import DROPS, PAIRS
 
+VERSION = 5
+"""Part of the key. Raised where columns change, or which input shards an output shard is made from, too: of a half-made
+artifact the shards that are there are kept, and they would be another version's."""
 DROPPED = "dropped.parquet"
 """The audit of drops, beside a pairs artifact's shards."""
 ROWS, BYTES = 2**16, 2**26
@@ -99,7 +102,7 @@ class Round:
 
 def pairs_spec(candidates: Artifact, judgments: Artifact, config: PairingConfig, round: int) -> Spec:
     settings = config.model_dump(mode="json", exclude={"replay"}) | {"round": round}
-    return Spec("pairs", 4, settings, {"candidates": candidates.key, "judgments": judgments.key})
+    return Spec("pairs", VERSION, settings, {"candidates": candidates.key, "judgments": judgments.key})
 
 
 def make_pairs(draft: Draft, source: Round, config: PairingConfig, threads: int | None, progress: Progress) -> Artifact:

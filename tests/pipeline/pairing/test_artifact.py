@@ -1,6 +1,7 @@
 """The pairs artifact: the same whoever works on it, however often it is interrupted, in memory that does not grow."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,10 +12,10 @@ from pipeline.candidates import write_asked
 from pipeline.config import PairingConfig, ReplayConfig
 from pipeline.errors import StoreError
 from pipeline.pairing import artifact as pairs_artifact
-from pipeline.pairing.artifact import DROPPED, Round, make_pairs, pairs_spec
+from pipeline.pairing.artifact import BYTES, DROPPED, ROWS, VERSION, Round, make_pairs, pairs_spec
 from pipeline.protocols import silent
-from pipeline.store import Artifact, Draft, Spec, Store
-from pipeline.tables import candidates_table, judgments_table, read_pairs
+from pipeline.store import Artifact, Draft, Spec, Store, digest
+from pipeline.tables import DROPS, PAIRS, candidates_table, judgments_table, read_pairs
 from pipeline.types import Group, Judgment
 
 from .rounds import group, judged, pair_round
@@ -108,6 +109,25 @@ def test_an_interrupted_pairing_goes_on_with_the_shards_that_are_missing(
     for name in ("shards", "rows", "kept", "dropped", "info"):
         assert made.manifest[name] == whole.manifest[name]
     assert (made.path / DROPPED).read_bytes() == (whole.path / DROPPED).read_bytes()
+
+
+def test_what_an_older_version_left_half_made_is_not_gone_on_with(
+    many: tuple[Store, Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source = many
+    spec = pairs_spec(source.candidates, source.judgments, CONFIG, 0)
+    older = replace(spec, version=spec.version - 1)
+
+    def interrupted(draft: Draft) -> Artifact:
+        draft.commit_shard(0, PAIRS.empty_table().select(["pair_id"]))  # of other columns
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make(older, interrupted)
+    assert make(store, source).table().num_rows > 0
+
+    shape = digest([[[str(field) for field in each] for each in (PAIRS, DROPS)], ROWS, BYTES])
+    assert (VERSION, shape[:8]) == (5, "7af65573"), "columns or the cut into shards changed: raise VERSION"
 
 
 def test_settings_of_replay_do_not_pair_anew_and_others_do(many: tuple[Store, Round]) -> None:
