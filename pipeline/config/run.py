@@ -71,9 +71,10 @@ class RunConfig(Strict):
         judge = self.evaluation.judge or self.judge
         members = judge.members.values() if isinstance(judge, PanelJudge) else ()
         if isinstance(judge, HumanJudge) or any(isinstance(member.judge, HumanJudge) for member in members):
+            found = "" if self.evaluation.judge else "none is given, so [judge] would evaluate; "
             raise ValueError(
-                "evaluation.judge: 'human' votes on a round's candidates, not on answers to held-out prompts; allowed:"
-                " rules, callable, reward_model, pointwise, pairwise, a panel of these"
+                f"evaluation.judge: {found}'human' votes on a round's candidates, not on answers to held-out prompts;"
+                " allowed: rules, callable, reward_model, pointwise, pairwise, a panel of these"
             )
         return self
 

@@ -374,8 +374,12 @@ def test_a_reward_models_identity_has_its_template_and_where_others_serve_it(tmp
 @pytest.mark.parametrize("kind", [{"type": "human", "votes": "v"}, {"type": "panel", "members": {"x": {"judge": {
     "type": "human", "votes": "v"}}}}], ids=["human", "panel"])  # fmt: skip
 def test_people_cannot_evaluate(kind: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="'human' votes on a round's candidates"):
+    said = "'human' votes on a round's candidates, not on answers to held-out prompts; allowed: rules, callable"
+    with pytest.raises(ConfigError, match=rf"evaluation\.judge: none is given, so \[judge\] would evaluate; {said}"):
         load_recipe(str(RECIPE), RECIPE.parent, [judge(**kind)])
+    with pytest.raises(ConfigError, match=rf"evaluation\.judge: {said}"):
+        load_recipe(str(RECIPE), RECIPE.parent, [f"evaluation.{judge(**kind)}"])
+    load_recipe(str(RECIPE), RECIPE.parent, [judge(**kind), f"evaluation.{judge(**RULES)}"])
 
 
 def test_what_is_read_is_never_written_over(ratchet: Callable[..., Said], tmp_path: Path) -> None:
