@@ -132,7 +132,7 @@ class DenseBlocks(torch.autograd.Function):
         k, v = _with_room(key[0]), _with_room(value[0])
         heads = query[0].unflatten(0, (len(k), -1)).transpose(1, 2)
         q = _with_room(heads).mul_(scale)
-        out = torch.zeros_like(heads, memory_format=torch.contiguous_format)
+        out = heads.new_zeros(*heads.shape[:-1], v.shape[-1])  # latent attention has values of another width than keys
         probabilities, bends = [], []
         for block in blocks:
             scores = torch.bmm(_rows(q, block.wide), _take(k, block.keys).transpose(1, 2))
@@ -154,7 +154,7 @@ class DenseBlocks(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         d = _with_room(grad[0].unflatten(1, (len(k), -1)).transpose(0, 1))
         dq = torch.zeros_like(q)
-        dk, dv = (torch.zeros(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
+        dk, dv = (torch.zeros_like(each, dtype=torch.float32) for each in (k, v))
         for number, block in enumerate(ctx.blocks):
             p, dout = saved[number], _rows(d, block.wide)
             dp = torch.bmm(dout, _take(v, block.keys).transpose(1, 2))

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.errors import ConfigError, TrainingError
 from trainers.attention import SHARED_PREFIX, Layout
 from trainers.last_layer import LastLayer
 from trainers.logprobs import CHUNK, ChunkedHead, Head, Peer, Workspace, plain_logprobs
+from trainers.memory import is_out_of_memory
 from trainers.norms import TiledNorms
 from trainers.packing import Pack, PromptGroup, pack
 from trainers.rotary import FastRotary
@@ -21,6 +22,8 @@ from trainers.weights import Weights
 
 PROOF_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 """Nats a token by which packed and plain log-probabilities may differ: rounding, never another formula."""
+PROOF_LENGTH = 24
+"""Tokens of the longest row of a proof, where nothing in the model begins later."""
 
 
 class PackedPolicy(torch.nn.Module):
@@ -143,7 +146,7 @@ class PackedPolicy(torch.nn.Module):
 
 
 @torch.no_grad()
-def prove(model: PreTrainedModel, longest: int) -> None:
+def prove(model: PreTrainedModel, longest: int = PROOF_LENGTH) -> None:
     """Compare a small pack with the model's own forward pass, for data of up to ``longest`` tokens a row.
 
     Families differ in what they do to attention and logits. Rather than list them, this finds out.
@@ -152,8 +155,8 @@ def prove(model: PreTrainedModel, longest: int) -> None:
         TrainingError: they differ, or the model cannot run on packs at all.
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or 0
-    size = window + 8 if longest > window > 0 else min(longest, 24)
+    bounds = [bound for bound in _bounds(config) if bound < longest]
+    size = max(bounds) + 8 if bounds else min(longest, PROOF_LENGTH)
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> tuple[int, ...]:
@@ -165,7 +168,9 @@ def prove(model: PreTrainedModel, longest: int) -> None:
     policy = PackedPolicy(model)
     try:
         ours = policy.statistics(pack(groups, model.device)).logps
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, RuntimeError, TrainingError) as error:
+        if is_out_of_memory(error):
+            raise
         raise TrainingError(f"{type(model).__name__} cannot run on packed prompts: {error}") from error
     finally:
         policy.unpack()
@@ -173,5 +178,23 @@ def prove(model: PreTrainedModel, longest: int) -> None:
     if not gap <= tolerance:
         raise TrainingError(
             f"{type(model).__name__} on packed prompts is up to {gap:.2g} nats a token off its own forward pass"
-            f" (allowed: {tolerance}): its attention or head is of a kind that packing does not know"
+            f" (allowed: {tolerance}): its attention, positions or head are of a kind that packing does not know"
+            + (f"; tried with rows of {size} tokens, since the data has such of {longest}" if bounds else "")
         )
+
+
+def _bounds(config: PretrainedConfig) -> list[int]:
+    """Lengths beyond which a model sees less, or turns its positions by other angles.
+
+    LongRoPE and dynamic NTK choose the angles by the longest row of a batch: a row's log-probabilities then hang on
+    those beside it, and no packing can be right.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # one a type of layer
+    bounds = [getattr(config, "sliding_window", None)]
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            bounds.append(kind.get("original_max_position_embeddings"))
+        elif kind.get("rope_type") == "dynamic":
+            bounds.append(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return [bound for bound in bounds if bound]

@@ -9,7 +9,7 @@ from pipeline.types import Policy
 from trainers.checkpoints import load_model
 from trainers.examples import Example, Row
 from trainers.memory import halve_budget, is_out_of_memory
-from trainers.packed import PackedPolicy
+from trainers.packed import PackedPolicy, prove
 from trainers.packing import Pack, group_rows, pack, split_by_budget
 from trainers.weights import DTYPES
 
@@ -20,15 +20,18 @@ class Reference:
 
     Raises:
         ConfigError: ``lora`` asks for 4 bits, and they are impossible here.
+        TrainingError: the model cannot run on packed prompts.
     """
 
     def __init__(self, policy: Policy, dtype: str, token_budget: int, lora: LoraConfig | None = None) -> None:
         if lora is not None and lora.quantise is not None:
             from trainers.adapters import load_base  # peft takes a second to import
 
-            self.policy = PackedPolicy(load_base(policy.path, lora, DTYPES[dtype]))
+            model = load_base(policy.path, lora, DTYPES[dtype])
         else:
-            self.policy = PackedPolicy(load_model(policy.path, DTYPES[dtype]))
+            model = load_model(policy.path, DTYPES[dtype])
+        prove(model)
+        self.policy = PackedPolicy(model)
         self.token_budget = token_budget
 
     def token_logps(self, rows: Sequence[Row], progress: Progress = silent) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """What is known of a run of tokens, and how a loss depends on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,11 @@ class Statistics:
     """KL(π_ref ‖ π) over the vocabulary at the token's position, where a reference's hidden states were given"""
 
     def to(self, device: torch.device) -> "Statistics":
-        values = (self.logps, self.collision, self.reference_kl)
-        return Statistics(*(each if each is None else each.to(device) for each in values))  # type: ignore[arg-type]
+        return self._each(lambda values: values.to(device))
 
     def first(self, count: int) -> "Statistics":
         """Of the first tokens."""
-        values = (self.logps, self.collision, self.reference_kl)
-        return Statistics(*(each if each is None else each[:count] for each in values))  # type: ignore[arg-type]
+        return self._each(lambda values: values[:count])
 
     def split(self, lengths: Sequence[int]) -> list["Statistics"]:
         """Of runs of tokens."""
@@ -35,6 +33,10 @@ class Statistics:
             for values in (self.logps, self.collision, self.reference_kl)
         ]
         return [Statistics(*run) for run in zip(*runs, strict=True)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Statistics":
+        collision, kl = (None if each is None else change(each) for each in (self.collision, self.reference_kl))
+        return Statistics(change(self.logps), collision, kl)
 
 
 @dataclass(frozen=True, slots=True)

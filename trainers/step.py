@@ -8,6 +8,7 @@ slopes are applied in a second pass.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,14 +92,13 @@ class Step:
         totals = self.totals = Totals()
         slopes = self._known_slopes(examples, totals) if self.objective.coupled else self._slopes(examples, totals)
         scale = self.share.size / len(examples)  # gradients are averaged over processes
+
+        def scaled(number: int, known: Statistics, rows: list[Sequence[Row]], own: bool) -> Slopes:
+            return (slopes(rows[number], known) if own else Slopes(torch.zeros_like(known.logps))).times(scale)
+
         for part, own in self._packs(row for example in examples for row in example.rows):
-            chunks = self.policy.chunks(part)
-
-            def scaled(number: int, known: Statistics, part: Pack = part, own: bool = own) -> Slopes:
-                rows = part.rows[chunks[number][1]]  # noqa: B023 (called within this turn of the loop)
-                return (slopes(rows, known) if own else Slopes(torch.zeros_like(known.logps))).times(scale)
-
-            self.policy.backward(part, scaled, self.collision, self.live)
+            rows = [part.rows[completions] for _, completions in self.policy.chunks(part)]
+            self.policy.backward(part, partial(scaled, rows=rows, own=own), self.collision, self.live)
         return totals.means(ALONE if self.objective.coupled else self.share)
 
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:

@@ -46,7 +46,13 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"sliding_window": None}),
     "granite": ("granite", {"logits_scaling": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.4}),
     "cohere": ("cohere", {"logit_scale": 0.25}),
-}
+    "deepseek_v2, values wider than keys": (
+        "deepseek_v2",
+        {"n_routed_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+         "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 24,
+         "first_k_dense_replace": 2, "num_key_value_heads": 4},
+    ),
+}  # fmt: skip
 ROWS = draw_rows([11, 1, 6], [9, 1, 4])
 
 
@@ -198,7 +204,11 @@ def test_the_plain_model_generates_and_packs_go_on_after_it() -> None:
 REFUSED: Mapping[str, tuple[str, dict[str, Any], str]] = {
     "state space": ("mamba", {}, r"Mamba.*nats a token off its own forward pass"),
     "alibi": ("bloom", {}, r"Bloom.*nats a token off its own forward pass"),
-    "sinks": ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "knows no attention sinks"),
+    "sinks": (
+        "gpt_oss",
+        {"num_local_experts": 2, "num_experts_per_tok": 1},
+        r"GptOss.*knows no attention sinks",
+    ),
     "chunked": ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, r"Llama4.*cannot run on packed"),
 }
 
@@ -220,6 +230,16 @@ def test_a_window_that_is_not_kept_is_found_out_where_the_data_reaches_it(monkey
     with pytest.raises(TrainingError, match="off its own forward pass"):
         prove(model, 40)
     prove(model, 15)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_angles_that_hang_on_the_longest_row_are_refused_where_the_data_reaches_them(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if kind == "longrope" else {"factor": 2.0}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
+    model = make("llama", rope_parameters=rope, max_position_embeddings=128 if kind == "longrope" else 64)
+    with pytest.raises(TrainingError, match="tried with rows of 72 tokens, since the data has such of 96"):
+        prove(model, 96)
+    prove(model, 64)
 
 
 def test_a_proven_model_is_left_as_it_was() -> None:

@@ -1,15 +1,18 @@
 """A reference's log-probabilities, and of which rows they are asked for."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TrainingError
 from pipeline.types import Policy
 from tests.tiny import make_policy, naive_logprobs, perturb
+from tests.trainers.naive import make_model
 from tests.trainers.trainings import make_examples
+from trainers.checkpoints import load_tokenizer, save_policy
 from trainers.examples import Example, Pair, Row, Single
 from trainers.packing import Pack, group_rows
 from trainers.reference import Reference, mismatches, reference_rows
@@ -36,6 +39,12 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 def naive(policy: Policy, rows: list[Row]) -> list[list[float]]:
     found = naive_logprobs(policy, [[*row.prompt, *row.completion] for row in rows])
     return [logps[len(row.prompt) - 1 :] for row, logps in zip(rows, found, strict=True)]
+
+
+def test_a_model_that_packing_does_not_know_is_refused_before_any_row_is_scored(policy: Policy, tmp_path: Path) -> None:
+    unknown = save_policy(make_model("bloom"), load_tokenizer(policy.path), tmp_path / "bloom")
+    with pytest.raises(TrainingError, match="Bloom.*off its own forward pass"):
+        Reference(unknown, "float32", 100)
 
 
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
