@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.tables import CANDIDATES, PAIRS
 
 MEMBER = "member "
 """Before the names of a panel's members, among its inputs."""
-FORMAT = 2
+FORMAT = 3
 """Raised when the same artifacts give other files."""
 AT_ONCE = 8192
 """Rows worked on at once of a shard or a file with many."""
@@ -95,6 +96,10 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
     named = f"{made.number:03d}-{digest([FORMAT, rows, made.keys])[:8]}"
     origin = made.origin
     pairs, candidates, judgments = (_shards(each) for each in (made.pairs, made.candidates, made.judgments))
+    footer = cache(lambda: _footer(made.candidates))  # it grows with the round: not to be read again for every shard
+
+    def asked(number: int) -> pa.Table:
+        return _asked(made.candidates, number, footer())
 
     def own(number: int, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The shard's pairs of this round's candidates: replayed ones are in the round that made them."""
@@ -108,7 +113,7 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
     def best(number: int) -> Iterator[pa.Table]:
         candidate = _read(made.candidates, candidates[number], WITHOUT_IDS)
         judgment = _read(made.judgments, judgments[number], ["prompt_id", "scores"])
-        yield columns.best_of_n(_asked(made.candidates, number), candidate, judgment, origin)
+        yield columns.best_of_n(asked(number), candidate, judgment, origin)
 
     def said(artifact: Artifact, member: str) -> Callable[[int], Iterator[pa.Table]]:
         return lambda number: iter([columns.judgments(_read(artifact, _shards(artifact)[number]), origin, member)])
@@ -122,7 +127,7 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
         ("judgments", "", judgments, said(made.judgments, "")),
         *(("judgments", f"-member-{at}", _shards(member), said(member, name))
           for at, (name, member) in enumerate(made.members.items())),
-        ("prompts", "", candidates, lambda n: iter([columns.prompts(_asked(made.candidates, n), origin)])),
+        ("prompts", "", candidates, lambda n: iter([columns.prompts(asked(n), origin)])),
     ]  # fmt: skip
     for config, infix, shards, read in sources:
         for at, span in enumerate(_spans(shards, rows)):
@@ -174,9 +179,15 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, end - start)
 
 
-def _asked(candidates: Artifact, number: int) -> pa.Table:
+def _footer(candidates: Artifact) -> pq.FileMetaData:
+    """Where the prompts of each shard lie. Raises StoreError where it cannot be read."""
+    with _intact(candidates.path / ASKED) as path:
+        return pq.read_metadata(path)
+
+
+def _asked(candidates: Artifact, number: int, footer: pq.FileMetaData) -> pa.Table:
     """The prompts of one shard, without reading those before it. Raises StoreError where they cannot be read."""
-    with _intact(candidates.path / ASKED) as path, pq.ParquetFile(path) as file:
+    with _intact(candidates.path / ASKED) as path, pq.ParquetFile(path, metadata=footer) as file:
         return file.read_row_group(number, use_threads=False)
 
 
@@ -191,7 +202,8 @@ def _intact(path: Path) -> Iterator[Path]:
 def _is_chat(candidates: Artifact) -> bool:
     if not _shards(candidates):
         return False
-    return bool(pc.any(pc.greater(pc.list_value_length(_asked(candidates, 0)["messages"]), 0), min_count=0).as_py())
+    messages = _asked(candidates, 0, _footer(candidates))["messages"]
+    return bool(pc.any(pc.greater(pc.list_value_length(messages), 0), min_count=0).as_py())
 
 
 def _drops(path: Path, origin: Origin) -> Iterator[pa.Table]:

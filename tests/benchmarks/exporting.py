@@ -30,7 +30,7 @@ EXAMPLES = """
 \b
 Examples:
   python tests/benchmarks/exporting.py                              10 thousand to a million
-  python tests/benchmarks/exporting.py --candidates 5000000         half an hour, 20 GB of disk
+  python tests/benchmarks/exporting.py --candidates 5000000         some minutes, 10 GB of disk
   python tests/benchmarks/exporting.py --quick                      does it run? no numbers to quote
 """
 

@@ -11,6 +11,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import candidates as asked
 from pipeline.errors import BusyError, ConfigError, StoreError
 from pipeline.export import dataset, rounds
 from pipeline.export.columns import CONFIGS
@@ -207,6 +208,18 @@ def test_files_are_divided_by_rows_into_whole_shards(tmp_path: Path, monkeypatch
         one, many = (load(folder, config, tmp_path / folder.name / "cache") for folder in (whole, parted))
         assert one.to_list() == many.to_list()
     assert pq.ParquetFile(next((whole / "data" / "candidates").iterdir())).num_row_groups == 1  # of three shards
+
+
+def test_where_the_prompts_lie_is_not_read_again_for_every_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "SHARD", 5)
+    run = make_run(tmp_path / "workspace", Making(rounds=1, prompts=100, n=2))
+    read: list[object] = []
+    footer = rounds._footer
+    monkeypatch.setattr(rounds, "_footer", lambda candidates: (read.append(candidates), footer(candidates))[1])
+    export_data(run, tmp_path / "folder")
+    assert len(read) <= 3  # whether it is a chat; and for two configs of 20 shards, at once perhaps
 
 
 # ---------------------------------------------------------------------------------------------- refusals
