@@ -68,6 +68,10 @@ class Making:
     config: Mapping[str, Any] = field(default_factory=dict)
     writing: Writing = field(default_factory=Writing)
     decisions: tuple[str, ...] = ("promote", "promote", "promote")
+    judge: str = "acme/judge"
+    """What the judge is called in its judgments, where it is no panel."""
+    votes: tuple[Mapping[str, Any], ...] = ()
+    """Its evidence, the same for every prompt; empty: that it likes the prompt."""
     train: Callable[[Path, int], str] | None = None
     """Puts the policy of a round into a folder; its digest. None: no weights, the digests of ``POLICIES``."""
 
@@ -207,12 +211,13 @@ def _judgments(
     inputs = {"candidates": candidates.key}
 
     def tables(judge: str) -> list[Any]:
-        said = [Judgment(g.prompt.id, judge, _scores(g), ({"reply": f"{judge} likes it"},)) for g in groups]
+        votes = making.votes or ({"reply": f"{judge} likes it"},)
+        said = [Judgment(g.prompt.id, judge, _scores(g), votes) for g in groups]
         return [judgments_table(shard) for shard in shards(said)]
 
     members = {name: make(run.store, Spec("judgments", 2, {"of": name}, inputs), tables(name)) for name in names}
     if not members:
-        return make(run.store, Spec("judgments", 2, {}, inputs), tables("acme/judge")), {}
+        return make(run.store, Spec("judgments", 2, {}, inputs), tables(making.judge)), {}
     keys = {f"member {name}": member.key for name, member in members.items()}
     return make(run.store, Spec("judgments", 1, {"type": "panel"}, inputs | keys), tables("panel")), members
 

@@ -4,6 +4,7 @@
 each conversational where the run's prompts are (lists of messages), else standard (strings).
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.export.public import public_judge
 from pipeline.tables import CANDIDATE_FIELDS, DROPS, IDS, MESSAGES
 
 TEXT, SCORE, ROUND = pa.string(), pa.float64(), pa.int32()
@@ -26,6 +28,8 @@ CONFIGS = {
 """By name, in the order they are listed; and what a row of each is."""
 TEXTS = frozenset({"prompt", "chosen", "rejected", "completion", "text", "answer", "votes", "detail"})
 """Columns whose values are long, and seldom come again."""
+PERSON, REMARK = "annotator", "comment"
+"""Keys of a person's vote that are nobody else's business: who gave it, and what they wrote beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,29 @@ def candidates(table: pa.Table, origin: Origin) -> pa.Table:
 
 
 def judgments(table: pa.Table, origin: Origin, member: str = "") -> pa.Table:
-    """``member`` is the name in the panel; empty for the judge whose scores were paired."""
-    return _table("judgments", origin, table, {"member": pa.repeat(member, table.num_rows)})
+    """``member`` is the name in the panel; empty for the judge whose scores were paired. Of people's votes neither
+    names nor comments are kept, and of a judge that is a file here its last part."""
+    names = table["judge"].unique().to_pylist()
+    told = pa.array([public_judge(name) for name in names], TEXT).take(
+        pc.index_in(table["judge"], pa.array(names, TEXT))
+    )
+    more = {"member": pa.repeat(member, table.num_rows), "judge": told, "votes": _without_people(table["votes"])}
+    return _table("judgments", origin, table, more)
+
+
+def _without_people(votes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Evidence as JSON. Only what has a person's key is read, which quotes within a text, escaped, never look like."""
+    if not pc.any(pc.match_substring(votes, f'"{PERSON}"'), min_count=0).as_py():
+        return votes
+    return pa.chunked_array([[_impersonal(each) for each in votes.to_pylist()]], TEXT)
+
+
+def _impersonal(votes: str) -> str:
+    told = [
+        {key: value for key, value in vote.items() if key not in (PERSON, REMARK)} if PERSON in vote else vote
+        for vote in json.loads(votes)
+    ]
+    return json.dumps(told, ensure_ascii=False)
 
 
 def prompts(table: pa.Table, origin: Origin) -> pa.Table:

@@ -21,7 +21,7 @@ from pipeline.export import columns
 from pipeline.export.cards import Counts, Terms, data_card
 from pipeline.export.folder import CARD, Draft, check_destination, drafted, kept
 from pipeline.export.lineage import RECIPE, lineage_of, recipe_of
-from pipeline.export.rounds import Part, Round, open_round, parts
+from pipeline.export.rounds import FORMAT, Part, Round, open_round, parts
 from pipeline.pairing.artifact import workers
 from pipeline.protocols import Progress, silent
 from pipeline.runs import Run
@@ -97,7 +97,7 @@ def export_data(
     chat = any(made.chat for _, made in opened)
     opened = [(entry, replace(made, chat=chat)) for entry, made in opened]
     terms = terms or Terms()
-    made_of = digest([[made.keys for _, made in opened], asdict(terms)])
+    made_of = digest([FORMAT, [made.keys for _, made in opened], asdict(terms)])
     if keep and (found := kept(destination, made_of)):
         return found
     planned = [(made, part) for _, made in opened for part in parts(made, rows)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import grids
 from pipeline.errors import StoreError
-from pipeline.export.public import code, plain, public_text
+from pipeline.export.public import code, plain, public_judge, public_text
 from pipeline.figures import write
 from pipeline.store import Store
 from pipeline.texts import toml_lines
@@ -88,7 +88,7 @@ def evaluation_judge(entries: Sequence[Entry]) -> str:
     found = next((each for each in reversed(evaluations) if each.get("judge")), None)
     if found is None:
         return ""
-    said = f"Held-out answers were scored by {plain(public_text(str(found['judge'])))}"
+    said = f"Held-out answers were scored by {plain(public_judge(str(found['judge'])))}"
     if found.get("judge_labelled"):
         return f"{said}, the judge that also labelled the pairs: read the figures with care."
     return f"{said}, which did not label the pairs."

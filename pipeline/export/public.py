@@ -24,8 +24,10 @@ OWN = "host"
 """Stands for such a name."""
 FREE = frozenset({"title", "description", "reason", "line"})
 """Settings that people write as they like: a path may stand anywhere in them."""
-UNTOLD = frozenset({"extra"})
-"""Settings that go into requests as they are, and may hold anything."""
+UNTOLD = frozenset({"extra", "exclude"})
+"""Settings that go into requests as they are, and may hold anything; and names of people whose votes do not count."""
+EXCLUDED = re.compile(r"(?<=exclude=)\[[^\]]*\]")
+"""Names of people, where a command leaves out their votes."""
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
@@ -34,7 +36,7 @@ def public(value: Any, name: str = "") -> Any:
     of machines."""
     match value:
         case Mapping():
-            return {key: {} if key in UNTOLD else public(part, key) for key, part in value.items()}
+            return {key: type(part)() if key in UNTOLD else public(part, key) for key, part in value.items()}
         case list() | tuple():
             return [public(part, name) for part in value]
         case str():
@@ -46,7 +48,12 @@ def public(value: Any, name: str = "") -> Any:
 
 def public_text(text: str) -> str:
     """Running text, or a command, without secrets, absolute paths and names of machines."""
-    return PLACE.sub(lambda match: match["last"], without_secrets(text))
+    return PLACE.sub(lambda match: match["last"], without_secrets(EXCLUDED.sub("[]", text)))
+
+
+def public_judge(name: str) -> str:
+    """A judge's name: its model or models, each of which may be a folder, or its function, which may be in a file."""
+    return " + ".join(map(_setting, name.split(" + ")))
 
 
 def without_secrets(text: str) -> str:

@@ -130,6 +130,28 @@ def test_judgments_have_the_panel_and_its_members_with_their_evidence(plain: Fol
     assert json.loads(rows[0]["votes"]) == [{"reply": f"{rows[0]['judge']} likes it"}]
 
 
+def test_judgments_name_no_person_and_no_place_on_this_machine(tmp_path: Path) -> None:
+    vote = {
+        "annotator": "jane@acme.org",
+        "first": [0],
+        "second": [1],
+        "verdict": "tie",
+        "comment": "Ask Tom",
+        "left": 1,
+    }
+    quoted = {"reply": '{"annotator": "nobody", "comment": "good"}'}
+    judge = "/home/jane doe/judges.py:score"
+    run = make_run(tmp_path / "workspace", Making(rounds=1, judge=judge, votes=(vote, quoted)))
+    export_data(run, tmp_path / "folder")
+    rows = load(tmp_path / "folder", "judgments", tmp_path / "cache").to_list()
+    said = {key: value for key, value in vote.items() if key not in ("annotator", "comment")}
+    assert len(rows) == 6
+    for row in rows:
+        assert row["judge"] == "judges.py:score"
+        assert json.loads(row["votes"]) == [said, quoted]
+    assert "neither who gave them" in (tmp_path / "folder" / "README.md").read_text()
+
+
 def test_pairs_of_another_round_are_exported_with_that_round_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "workspace")
     first, second = (rounds.open_round(run.store, entry) for entry in run.status()["rounds"])

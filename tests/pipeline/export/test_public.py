@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.export.public import code, fenced, plain, public, public_text
+from pipeline.export.public import code, fenced, plain, public, public_judge, public_text
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from pipeline.export.public import code, fenced, plain, public, public_text
         ("https://judge.team.internal/v1", "https://host/v1"),
         ("org/model and and/or a / b", "org/model and and/or a / b"),
         ("Authorization: Bearer abcdefghijkl", "Authorization: ***"),
+        ("--set 'judge.exclude=[\"jane@acme.org\"]' --quiet", "--set 'judge.exclude=[]' --quiet"),
     ],
 )
 def test_running_text_keeps_what_the_world_knows_and_loses_paths_and_machines(text: str, told: str) -> None:
@@ -42,11 +43,26 @@ def test_running_text_keeps_what_the_world_knows_and_loses_paths_and_machines(te
         ("hub_token", "whatever", "***"),
         ("max_tokens", 12, 12),
         ("extra", {"anything": "at all"}, {}),
+        ("exclude", ["jane@acme.org"], []),
         ("endpoints", [{"path": "/a/b"}], [{"path": "b"}]),
     ],
 )
 def test_a_setting_is_a_path_or_stays_as_it_is(name: str, value: object, told: object) -> None:
     assert public({name: value}) == {name: told}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("panel", "panel"),
+        ("org/model + gpt-5", "org/model + gpt-5"),
+        ("/home/jane doe/rm + /srv/other", "rm + other"),
+        ("/home/me/judge.py:score", "judge.py:score"),
+        ("judges:score", "judges:score"),
+    ],
+)
+def test_a_judge_is_named_without_its_folder(name: str, told: str) -> None:
+    assert public_judge(name) == told
 
 
 def test_a_secret_of_the_environment_is_found_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
