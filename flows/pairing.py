@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -22,7 +21,7 @@ from flows.stages import pair_by
 from flows.summary import PROPOSALS, margin_figures
 from pipeline.config import PairingConfig
 from pipeline.errors import ConfigError
-from pipeline.pairing.artifact import Round, all_first_pairs, survey, workers
+from pipeline.pairing.artifact import Round, survey, workers
 from pipeline.pairing.preview import preview
 from pipeline.recipe import load_pairing
 from pipeline.runs import Run
@@ -131,10 +130,7 @@ def _paired_anew(entry: Entry, made: Entry) -> dict[str, Any]:
 def _preview(source: Round, config: PairingConfig, status: Entry) -> dict[str, Any]:
     with workers(status["config"]["limits"]["threads"], len(source)) as each:
         yardstick = survey(source, config, each)
-        parts = list(all_first_pairs(source, config, yardstick, each, with_lengths=True))
-    margins = np.concatenate([np.empty(0), *(part.margins for part in parts)])
-    longer = np.concatenate([np.empty(0, bool), *(part.chosen_longer for part in parts)])
-    return {"sigma": yardstick.sigma, "margins": preview(margins, longer, yardstick.sigma)}
+        return {"sigma": yardstick.sigma, "margins": preview(source, config, yardstick, each)}
 
 
 def _rounds(status: Entry, rounds: Sequence[int] | None) -> list[Entry]:
@@ -181,12 +177,12 @@ def margins_table(result: Entry) -> RenderableType:
 
 def _margins(entry: Entry) -> RenderableType:
     table = Table(title=f"round {entry['round']}: what would each margin keep?", box=SIMPLE, title_justify="left")
-    for column in ("margin", "in σ", "pairs", "share", "mean margin", "longer chosen"):
+    for column in ("margin", "in σ", "prompts", "pairs", "share", "mean margin", "longer chosen"):
         table.add_column(column, justify="right")
     for row in entry["margins"]:
         sigma = "" if row["sigma"] is None else f"{row['sigma']:.2f}"
         table.add_row(
-            f"{row['margin']:.4g}", sigma, f"{row['pairs']:,}", f"{row['share']:.0%}", f"{row['mean_margin']:.4g}",
-            f"{row['chosen_longer']:.0%}",
+            f"{row['margin']:g}", sigma, f"{row['prompts']:,}", f"{row['pairs']:,}", f"{row['share']:.0%}",
+            f"{row['mean_margin']:.4g}", f"{row['chosen_longer']:.0%}",
         )  # fmt: skip
     return table if entry["margins"] else Group(table, Padding("no group gives a pair", (0, 2)))

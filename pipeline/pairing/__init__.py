@@ -16,7 +16,7 @@ control or not: a tie is no label.
 from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
 from pipeline.pairing.columns import Shard, columns_of
-from pipeline.pairing.shards import Paired, first_pairs, pair
+from pipeline.pairing.shards import Paired, pair
 from pipeline.pairing.yardstick import Yardstick, needs_lengths, needs_scores, with_cutoff, yardstick_of
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Yardstick",
     "columns_of",
     "counted",
-    "first_pairs",
     "needs_lengths",
     "needs_scores",
     "pair",

@@ -24,7 +24,7 @@ from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
 from pipeline.pairing.columns import Floats, Shard, array, flat_scores, joined, presence
 from pipeline.pairing.lengths import controls_length, lengths_of
-from pipeline.pairing.shards import FirstPairs, first_pairs, pair
+from pipeline.pairing.shards import first_margins, pair
 from pipeline.pairing.yardstick import Yardstick, needs_scores, with_cutoff, yardstick_of
 from pipeline.protocols import Progress
 from pipeline.store import Artifact, Draft, Spec, sync
@@ -173,18 +173,8 @@ def survey(source: Round, config: PairingConfig, each: Each = map) -> Yardstick:
         yardstick = yardstick_of(each(source.scores, numbers), config)
     if config.keep == 1:
         return yardstick
-    margins = [part.margins for part in all_first_pairs(source, config, yardstick, each)]
+    margins = each(lambda one: first_margins(source.shard(one), config, yardstick), range(len(source)))
     return with_cutoff(yardstick, np.concatenate([np.empty(0), *margins]), config.keep)
-
-
-def all_first_pairs(
-    source: Round, config: PairingConfig, yardstick: Yardstick, each: Each = map, with_lengths: bool = False
-) -> Iterator[FirstPairs]:
-    """Of every shard, in order."""
-    found: Iterator[FirstPairs] = each(
-        lambda one: first_pairs(source.shard(one), config, yardstick, with_lengths), range(len(source))
-    )
-    return found
 
 
 def _make_shard(

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PairingConfig
 from pipeline.pairing.assembly import Origin, pairs_of
 from pipeline.pairing.audit import drops
-from pipeline.pairing.columns import Bools, Columns, Floats, Shard, columns_of
-from pipeline.pairing.comparisons import Comparisons, compare, keep_widest, margins_of
+from pipeline.pairing.columns import Floats, Shard, columns_of
+from pipeline.pairing.comparisons import compare, keep_widest, margins_of
 from pipeline.pairing.lengths import compared_scores
 from pipeline.pairing.standings import standings_of
 from pipeline.pairing.yardstick import Yardstick, needs_lengths
@@ -25,16 +24,6 @@ class Paired:
     """All the groups there were."""
     kept: int
     """Those with a pair; with those dropped, all of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class FirstPairs:
-    """Of each group that gives one, [groups]."""
-
-    margins: Floats
-    """Differences of compared scores."""
-    chosen_longer: Bools
-    """By the lengths that length control reads; False where nobody asked for lengths."""
 
 
 def pair(shard: Shard, config: PairingConfig, yardstick: Yardstick, origin: Origin) -> Paired:
@@ -54,17 +43,9 @@ def pair(shard: Shard, config: PairingConfig, yardstick: Yardstick, origin: Orig
     return Paired(pairs, dropped, len(columns.sizes), kept)
 
 
-def first_pairs(shard: Shard, config: PairingConfig, yardstick: Yardstick, with_lengths: bool = False) -> FirstPairs:
-    """What ``keep`` and a preview of margins go by: each group's first pair, as all other filters leave it."""
-    columns = columns_of(shard, with_lengths or needs_lengths(config))
+def first_margins(shard: Shard, config: PairingConfig, yardstick: Yardstick) -> Floats:
+    """What ``keep`` goes by: the margin of each group's first pair, as all other filters leave it."""
+    columns = columns_of(shard, needs_lengths(config))
     scores = compared_scores(columns.raw, columns.lengths, config, yardstick.line)
     one = config.model_copy(update={"pairs_per_prompt": 1})
-    found = compare(columns, scores, standings_of(columns, scores, config), one, yardstick)
-    return FirstPairs(margins_of(found, scores), _chosen_longer(columns, found))
-
-
-def _chosen_longer(columns: Columns, found: Comparisons) -> Bools:
-    if not columns.lengths.shape[1]:
-        return np.zeros(len(found.group), bool)
-    longer: Bools = columns.lengths[found.group, found.chosen] > columns.lengths[found.group, found.rejected]
-    return longer
+    return margins_of(compare(columns, scores, standings_of(columns, scores, config), one, yardstick), scores)
