@@ -8,7 +8,7 @@ it is encoded apart from the prompt, whose last token no sampler can take back.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,8 @@ Specials = tuple[int | None, frozenset[int]]
 
 CHUNK = 1024
 """Rows tokenised in one call."""
+COMPARED = 50
+"""Pairs whose ids are read as text, and compared with theirs."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Specials:
@@ -141,7 +143,10 @@ class Encoder:
         """
         tally, read = Tally(), 0
         examples: list[Example] = []
-        for read, pair in enumerate(pairs, start=1):
+        pairs = iter(pairs)
+        head = list(islice(pairs, COMPARED))
+        self._refuse_strangers(head, name)
+        for read, pair in enumerate(chain(head, pairs), start=1):
             example = pair_rows(pair, *self.specials, source)
             highest = max(max(row.prompt + row.completion) for row in example.rows)
             if highest >= len(self.tokenizer):
@@ -156,7 +161,27 @@ class Encoder:
                 examples.append(example)
         return tally.result(examples, read, name)
 
+    def _refuse_strangers(self, pairs: Sequence[PreferencePair], name: str) -> None:
+        """Raises DataError where this tokenizer reads most completions otherwise than the one that sampled them.
+
+        Most, not one: other models' answers (``Candidate.model``) were encoded from text, which some tokenizers do not
+        give back letter by letter.
+        """
+        completions = [each for pair in pairs for each in (pair.chosen, pair.rejected) if each.token_ids]
+        others = [(each.text, text) for each in completions if (text := self._text(each.token_ids)) != each.text]
+        if 2 * len(others) > len(completions):
+            theirs, ours = others[0]
+            raise DataError(
+                f"{name}: {len(others)} of its first {len(completions)} completions are other text in this tokenizer"
+                f" (first: {ours[:40]!r}, and {theirs[:40]!r} was sampled): another policy's pairs"
+            )
+
     # ------------------------------------------------------------------------------------------ token ids
+    def _text(self, ids: Sequence[int]) -> str:
+        """As ``Candidate.text`` is made; ids beyond the vocabulary are left out."""
+        known = [token for token in ids if token < len(self.tokenizer)]
+        return str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def _tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Ids by text. No special token is added: rendered texts hold theirs, plain ones get theirs as ids."""
         unique = list(dict.fromkeys(texts))

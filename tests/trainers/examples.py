@@ -29,11 +29,16 @@ def make_pair(
     return PreferencePair(
         id=name,
         prompt=Prompt(name, "", ids),
-        chosen=Candidate(0, chosen, "", "stop" if chosen[-1:] == (EOS,) else "length", 0),
-        rejected=Candidate(1, rejected, "", "stop" if rejected[-1:] == (EOS,) else "length", 1),
+        chosen=Candidate(0, chosen, text_of(chosen), "stop" if chosen[-1:] == (EOS,) else "length", 0),
+        rejected=Candidate(1, rejected, text_of(rejected), "stop" if rejected[-1:] == (EOS,) else "length", 1),
         score_chosen=1.0,
         score_rejected=0.0,
         round=0,
         candidates_key="",
         judgments_key="",
     )
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    """As the tiny policies' tokenizer reads it, without special tokens."""
+    return "".join(ALPHABET[token - len(SPECIAL)] for token in ids if 0 <= token - len(SPECIAL) < len(ALPHABET))

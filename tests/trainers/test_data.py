@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from pipeline.errors import DataError
 from pipeline.store import Spec, Store
 from pipeline.tables import DROPS, pairs_table
-from tests.tiny import BOS, EOS, make_policy
+from tests.tiny import ALPHABET, BOS, EOS, make_policy
 from tests.trainers.examples import make_pair, make_pairs
 from tests.trainers.tokenizers import TEMPLATES, TOKENIZERS
 from trainers.data import load_examples, split_held_out
@@ -209,6 +209,16 @@ def test_ids_that_this_policy_cannot_have_sampled_are_refused(
     pq.write_table(pairs_table([pair]), tmp_path / "pairs.parquet")
     with pytest.raises(DataError, match=complaint):
         load_examples(tmp_path / "pairs.parquet", tiny)
+
+
+def test_pairs_of_another_tokenizer_with_as_many_ids_are_refused(tmp_path: Path, tiny: Encoder) -> None:
+    turned = make_policy(tmp_path / "turned", layers=1, alphabet=ALPHABET[::-1]).path
+    tokenizer = AutoTokenizer.from_pretrained(turned)
+    assert len(tokenizer) == len(tiny.tokenizer)
+    pq.write_table(pairs_table(make_pairs(60)), tmp_path / "pairs.parquet")
+    assert load_examples(tmp_path / "pairs.parquet", tiny).rows == 60
+    with pytest.raises(DataError, match=r"of its first 100 completions are other text .*: another policy's pairs"):
+        load_examples(tmp_path / "pairs.parquet", Encoder(tokenizer, special_ids(tokenizer)))
 
 
 def test_an_artifact_that_was_being_made_when_its_maker_died_is_refused(tmp_path: Path, tiny: Encoder) -> None:
