@@ -178,6 +178,5 @@ def _run(loop: Loop, progress: Progress) -> None:
             progress(number + 1, loop.steps, loop.note)
             signal = interruption.of_any(loop.gradients.share)
             if signal is not None:
-                if loop.stopped is None:  # else the steps since the last state run again, and it stops again
-                    loop.save(number + 1)
+                loop.save(number + 1)
                 interruption.leave(signal)

@@ -74,10 +74,12 @@ class Loop:
             self.recorder = Recorder(self.directory, first)
         try:
             for step in range(first, self.steps):
-                yield step
                 if self.stopped is not None:
                     return
-                if (step + 1) % self.config.checkpoint_steps == 0:
+                yield step
+                # After the last one too: what remains, to merge and to write, may take long, or find the disk full.
+                ended = self.stopped is not None or step + 1 == self.steps
+                if ended or (step + 1) % self.config.checkpoint_steps == 0:
                     self.save(step + 1)
         finally:
             if self.recorder is not None:
@@ -116,7 +118,8 @@ class Loop:
         if self.recorder is not None:
             self.recorder.sync()
         extra = {
-            "last": self.last, "objective": self.gradients.objective.state, "token_budget": self.gradients.token_budget,
+            "last": self.last, "objective": self.gradients.objective.state,
+            "token_budget": self.gradients.token_budget, "stopped": self.stopped,
         }  # fmt: skip
         save_training_state(self.directory / STATE, step, self.weights, self.optimizer, extra, self.gradients.share)
 
@@ -135,6 +138,7 @@ class Loop:
             return 0
         first, extra = restored
         self.last, self.gradients.objective.state = extra["last"], extra["objective"]
+        self.stopped = extra["stopped"]
         self.gradients.token_budget = min(self.gradients.token_budget, extra["token_budget"])
         return first
 

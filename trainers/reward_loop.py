@@ -115,7 +115,8 @@ class RewardLoop:
         """Keep all that step number ``step`` depends on. A state never outlives the lines of the steps before it."""
         self.recorder.sync()
         extra = {
-            "last": self.last, "best": self.best, "waited": self.waited, "token_budget": self.rewards.token_budget,
+            "last": self.last, "best": self.best, "waited": self.waited, "stopped": self.stopped,
+            "token_budget": self.rewards.token_budget,
         }  # fmt: skip
         save_training_state(self.directory / STATE, step, self.weights, self.optimizer, extra, ALONE)
 
@@ -142,6 +143,7 @@ class RewardLoop:
             return 0
         first, extra = restored
         self.last, self.best, self.waited = extra["last"], extra["best"], extra["waited"]
+        self.stopped = extra["stopped"]
         self.rewards.token_budget = min(self.rewards.token_budget, extra["token_budget"])
         return first
 

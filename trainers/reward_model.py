@@ -63,15 +63,15 @@ def train_reward_model(
     loop = RewardLoop(model, pairs, held_out, config, seed, directory)
     with noticed() as interruption, closing(loop.recorder):
         for step in range(loop.first, loop.steps):
-            loop.step(step)
-            progress(step + 1, loop.steps, loop.note)
             if loop.stopped is not None:
                 break
+            loop.step(step)
+            progress(step + 1, loop.steps, loop.note)
+            ended = loop.stopped is not None or step + 1 == loop.steps
+            if ended or interruption.number is not None or (step + 1) % config.checkpoint_steps == 0:
+                loop.save(step + 1)
             if interruption.number is not None:
-                loop.save(step + 1)
                 interruption.leave(interruption.number)
-            if (step + 1) % config.checkpoint_steps == 0:
-                loop.save(step + 1)
     outcome = loop.finish()
     write_json(directory / OUTCOME, asdict(outcome))
     save_reward_model(model, tokenizer, directory / MODEL, config.dtype)

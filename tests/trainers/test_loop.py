@@ -116,12 +116,14 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_weights_figures_
 
 
 def test_a_training_killed_after_its_last_step_only_saves(policy: Policy, lesson: Lesson, tmp_path: Path) -> None:
-    settings = config(checkpoint_steps=10)
-    whole, _ = train_policy(policy, lesson, settings, tmp_path / "whole")
-    last = train(load_model(policy.path), lesson, settings, tmp_path / "out")
-    again, found = train_policy(policy, lesson, settings, tmp_path / "out", lambda *_: pytest.fail("a step"))
-    assert again.digest == whole.digest
-    assert found == last
+    guarded = config(checkpoint_steps=7, guards={"margin": 1e-9})  # it ends at its second step
+    for name, settings in (("plain", config(checkpoint_steps=7)), ("guarded", guarded)):
+        whole, _ = train_policy(policy, lesson, settings, tmp_path / name / "whole")
+        last = train(load_model(policy.path), lesson, settings, tmp_path / name / "out")
+        again, found = train_policy(policy, lesson, settings, tmp_path / name / "out", lambda *_: pytest.fail("a step"))
+        assert again.digest == whole.digest
+        assert found == last
+        assert (found.stopped is None) == (name == "plain")
 
 
 def test_signals_that_somebody_else_handles_are_left_to_them(policy: Policy, lesson: Lesson, tmp_path: Path) -> None:
