@@ -23,6 +23,7 @@ from flows.options import (
     in_workspace,
     named_run,
     print_json,
+    print_status,
     say_what_next,
 )
 from pipeline.config import RunConfig
@@ -138,7 +139,7 @@ def status(name: Name = None, workspace: Workspace = Path("workspace"), as_json:
     """What a run has done so far: rounds, pairs, win rates, the gate's decisions."""
     found = Run.existing(workspace, name).status()
     if as_json:
-        print_json(found)
+        print_status(found)
         return
     from flows.console import Console
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import typer
 
 from flows import environment
+from pipeline.commands import masked_settings
 from pipeline.config import DataConfig, RunConfig
 from pipeline.recipe import check_calls, check_endpoints
 from pipeline.runs import Run
@@ -35,6 +36,10 @@ Name = Annotated[str | None, typer.Argument(help="A run's name; the newest run w
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_status(status: dict[str, Any]) -> None:
+    print_json({**status, "config": masked_settings(status["config"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ def do(work: Work[Config], config: Config, run: Run, *, dry_run: bool, quiet: bo
     with environment.leaving():
         status = work.flow(config, run.name, str(run.workspace), quiet)
     if as_json:
-        print_json(status)
+        print_status(status)
     elif not quiet:
         from flows.console import Console
 

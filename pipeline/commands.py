@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 COMMANDS = "commands.jsonl"
 LIBRARIES = {
@@ -101,6 +102,19 @@ def typed(argv: Sequence[str]) -> str:
 def masked(word: str) -> str:
     """``word`` without what looks like a secret: a token, or the value of something that is called one."""
     return TOKENS.sub(MASK, ASSIGNED.sub(rf"\g<name>{MASK}", word))
+
+
+def masked_settings(value: Any, name: str = "") -> Any:
+    """Settings, as JSON holds them, without what looks like a secret: by itself, or by what it is called."""
+    match value:
+        case Mapping():
+            return {key: masked_settings(part, key) for key, part in value.items()}
+        case list() | tuple():
+            return [masked_settings(part, name) for part in value]
+        case str():
+            told = masked(value)
+            return MASK if told == value and masked(f"{name}={value}") != f"{name}={value}" else told
+    return value
 
 
 def _ends_a_line(file: Path) -> bool:

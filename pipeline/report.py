@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import charts, grids
-from pipeline.commands import Command
+from pipeline.commands import Command, masked_settings
 from pipeline.evidence import Answer, Comparison, Evidence, compare, gather
 from pipeline.figures import EVALUATION, interval, probe, write
 from pipeline.grids import Cell, round_name
@@ -77,7 +77,7 @@ def _context(status: Entry, store: Store) -> dict[str, Any]:
         "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
         "answers": _said(best, answers),
         "pairs": [(name, [_pair(row) for row in found.pairs]) for name, _, found in told if found.pairs],
-        "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(config)),
+        "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(masked_settings(config))),
     }  # fmt: skip
 
 

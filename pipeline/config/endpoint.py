@@ -1,9 +1,11 @@
 """A language model served elsewhere, over OpenAI's protocol: as judge, as policy, or as another's proposals."""
 
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from pipeline.commands import masked, masked_settings
 from pipeline.config.base import Strict
 
 OURS = ("model", "messages", "prompt", "stream", "n")
@@ -38,6 +40,16 @@ class Endpoint(Strict):
     def _both_prices_or_none(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together; give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _no_secret_is_stored(self) -> Self:
+        """Settings are kept with the run, by Prefect too."""
+        told = "allowed: the name of the environment variable that holds the key, in api_key_env"
+        if "@" in urlsplit(self.base_url).netloc or masked(self.base_url) != self.base_url:
+            raise ValueError(f"base_url holds a user's name or a secret, which would be stored; {told}")
+        if hidden := [name for name, value in self.extra.items() if masked_settings({name: value}) != {name: value}]:
+            raise ValueError(f"extra.{hidden[0]} holds what looks like a secret, which would be stored; {told}")
         return self
 
     @model_validator(mode="after")

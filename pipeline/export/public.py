@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.commands import MASK, masked
+from pipeline.commands import MASK, masked, masked_settings
 from pipeline.texts import one_line
 
 PLACE = re.compile(r"(?<![\w.:/~<-])(?:file://)?~?/(?:[^\s/'\"`|,;()<>]+/)*(?P<last>[^\s/'\"`|,;()<>]+)/?")
@@ -40,9 +40,10 @@ def public(value: Any, name: str = "") -> Any:
         case list() | tuple():
             return [public(part, name) for part in value]
         case str():
-            if masked(f"{name}={value}") != f"{name}={value}" and masked(value) == value:
-                return MASK  # called a secret
-            return public_text(value) if name in FREE else _setting(value)
+            known = masked_settings(value, name)
+            if known == MASK:
+                return MASK
+            return public_text(known) if name in FREE else _setting(known)
     return value
 
 

@@ -97,6 +97,14 @@ def test_status_is_what_the_run_said(ratchet: Callable[..., Said], finished: dic
     assert json.loads(out) == finished
 
 
+def test_no_secret_among_the_settings_is_printed(ratchet: Callable[..., Said], tmp_path: Path) -> None:
+    run = Run(tmp_path, "begun")
+    run.directory.mkdir(parents=True)
+    (run.directory / "config.json").write_text(json.dumps({"judge": {"call": {"args": {"api_key": "hunter22"}}}}))
+    out = ratchet("status", "--workspace", tmp_path, "--json")[1]
+    assert json.loads(out)["config"] == {"judge": {"call": {"args": {"api_key": "***"}}}}
+
+
 def test_the_table_has_a_line_a_round(ratchet: Callable[..., Said], finished: dict[str, Any]) -> None:
     code, out, _ = ratchet("status", "finished", "--workspace", finished["workspace"])
     assert code == 0

@@ -312,6 +312,25 @@ def test_an_endpoint_that_could_not_be_asked_is_refused_with_its_place(
         check_endpoints(config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('base_url="http://joe:hunter22@127.0.0.1:1/v1"', "base_url holds a user's name or a secret"),
+        ('base_url="http://hunter22@127.0.0.1:1/v1"', "base_url holds a user's name or a secret"),
+        ('base_url="https://api.example.com/v1?api_key=hunter22"', "base_url holds a user's name or a secret"),
+        ('extra={seed=1, api_key="hunter22"}', "extra.api_key holds what looks like a secret"),
+        ('extra={headers={x-api-key="hunter22"}}', "extra.headers holds what looks like a secret"),
+        ('extra={note="sk-hunter22hunter22"}', "extra.note holds what looks like a secret"),
+    ],
+)
+def test_a_secret_in_an_endpoint_is_refused_without_being_said(settings: str, told: str) -> None:
+    judge = f'judge={{type="pointwise", endpoints=[{{model="m", {settings}}}]}}'
+    with pytest.raises(ConfigError, match="allowed: the name of the environment variable.*api_key_env") as refused:
+        load_recipe("food", RECIPES, [judge])
+    assert f"judge.endpoints.0: {told}" in str(refused.value)
+    assert "hunter22" not in str(refused.value)
+
+
 def test_an_endpoint_with_a_key_and_prices_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     priced = LABELLED.replace("}]", ", price_in=1, price_out=1}]")

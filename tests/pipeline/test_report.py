@@ -232,6 +232,17 @@ def test_the_settings_on_the_page_are_the_resolved_recipe(food: tuple[dict[str, 
     assert tomllib.loads(shown) == _without_none(CONFIG)
 
 
+def test_no_secret_among_the_settings_is_on_the_page(tmp_path: Path) -> None:
+    status, store = make_run(tmp_path, rounds=1)
+    judge = {
+        "call": {"function": "mine:judge", "args": {"api_key": "hunter22"}}, "base_url": "http://joe:hunter22@host/v1",
+        "extra": {"max_completion_tokens": 9, "headers": [{"authorization": "Bearer hunter22"}]},
+    }  # fmt: skip
+    page = write_report({**status, "config": {**CONFIG, "judge": judge}}, store, tmp_path / "report.html").read_text()
+    assert "hunter22" not in page
+    assert "http://***@host/v1" in page and "max_completion_tokens = 9" in page
+
+
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_none(part) for name, part in value.items() if part is not None}

@@ -250,17 +250,18 @@ def test_no_secret_environment_value_or_local_path_is_in_any_text_of_an_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "quite-a-secret-value")
-    endpoint = {
-        "model": "judge-7b", "base_url": "https://user:hunter22@judge.example/v1?key=abcdefgh",
-        "api_key_env": "JUDGE_KEY", "extra": {"api_key": "plain-text-key"},
+    judge = {
+        "type": "reward_model", "path": f"{tmp_path}/judge-7b", "engine": "vllm",
+        "base_url": "https://user:hunter22@judge.example/v1?key=abcdefgh",
     }  # fmt: skip
+    endpoint = {"model": "m", "api_key_env": "JUDGE_KEY", "extra": {"note": "plain-text-key"}}
     run = make_run(
         tmp_path / "workspace",
         Making(
             config={
                 "description": f"See {tmp_path}/notes.md and hf_{'x' * 30}, quite-a-secret-value.",
                 "policy": {"type": "pretrained", "path": str(tmp_path / "models" / "base")},
-                "judge": {"type": "pointwise", "endpoints": [endpoint]},
+                "judge": judge, "evaluation": {"judge": {"type": "pointwise", "endpoints": [endpoint]}},
                 "prompts": {"source": {"type": "file", "path": f"{tmp_path}/prompts.jsonl"}, "held_out": 2},
             }
         ),
