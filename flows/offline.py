@@ -120,8 +120,11 @@ def _load(request: Request, console: Console) -> Loaded:
         loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
         progress(0, len(loaded.examples.all), "")
     datasets.check_sources(loaded, request.trainer)
-    paired = {isinstance(example, Pair) for example in loaded.examples.all}
-    objective_of(request.trainer).check(True in paired, False in paired)
+    pairs = [example for example in loaded.examples.all if isinstance(example, Pair)]
+    objective = objective_of(request.trainer)
+    objective.check(bool(pairs), len(pairs) < len(loaded.examples.all))
+    for line in objective.check_labels(pairs):
+        console.say(f"  [yellow]![/] {line}")
     return loaded
 
 

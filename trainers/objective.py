@@ -9,11 +9,13 @@ from torch import Tensor
 from pipeline.config import LossConfig
 from pipeline.errors import DataError
 from trainers.comparisons import Batch, Comparisons, Completions
+from trainers.examples import Pair
 from trainers.losses.nll import nll
 from trainers.losses.rewards import rewards
-from trainers.terms import SINGLES, Need, initial_state, is_coupled, needs, next_state, term_losses
+from trainers.terms import SINGLES, Label, Need, initial_state, is_coupled, label_of, needs, next_state, term_losses
 
-__all__ = ["Comparisons", "Completions", "Objective"]
+COLUMNS: Mapping[Label, str] = {"margin": "margin, or score_chosen and score_rejected", "soft label": "preference"}
+"""Where data sets have them: see ``trainers.records``."""
 
 
 class Objective:
@@ -57,6 +59,28 @@ class Objective:
             )
         if not has_pairs and not has_singles:
             raise DataError("the data has neither pairs nor completions labelled one by one")
+
+    def check_labels(self, pairs: Sequence[Pair]) -> list[str]:
+        """A line for people for each term that reads of a pair what only some have: the others count as 0, or as sure.
+
+        Raises:
+            DataError: none has it, and the term would learn nothing, or what another one learns without.
+        """
+        lines = []
+        for term in self.terms.values():
+            if not pairs or (label := label_of(term)) is None:
+                continue
+            without = sum((pair.margin == 0 if label == "margin" else pair.preference == 1) for pair in pairs)
+            if without == len(pairs):
+                raise DataError(
+                    f"loss {term.type!r} reads each pair's {label}, and no pair has one; columns: {COLUMNS[label]}"
+                )
+            if without:
+                taken = "0" if label == "margin" else "1"
+                lines.append(
+                    f"{without:,} of {len(pairs):,} pairs have no {label} for loss {term.type!r}: as if {taken}"
+                )
+        return lines
 
     def observe(self, completions: Completions, comparisons: Comparisons) -> None:
         """Move the running figures by one whole optimiser batch. Call it once a step, before the step's loss.

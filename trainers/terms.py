@@ -63,6 +63,22 @@ def needs(term: c.LossConfig) -> set[Need]:
             return {"reference"}
 
 
+Label = Literal["margin", "soft label"]
+
+
+def label_of(term: c.LossConfig) -> Label | None:
+    """What a term reads of a pair beside which completion was chosen."""
+    match term:
+        case c.OffsetLoss():
+            return "margin"
+        case c.MultiObjectiveLoss():
+            return "margin" if term.share < 1 else None
+        case c.SigmoidLoss(soft_labels=True) | c.SppoLoss(soft_labels=True):
+            return "soft label"
+        case _:
+            return None
+
+
 def is_coupled(term: c.LossConfig) -> bool:
     """Whether one example's loss depends on the others in the batch, by the batch itself or by a running figure."""
     match term:

@@ -339,6 +339,7 @@ BAD_DATA: dict[tuple[str, ...], str] = {
     ("PREFS", "--held-out", "1000"): "held_out: 1000 of 40 prompts; allowed",
     ("PREFS", "--max-length", "3"): "nothing is left to train on; 40 of 40 rows dropped, too_long",
     ("PREFS", "--split", "test"): "split: 'test' is asked of the one file",
+    ("PREFS", "--set", 'loss=[{type="odpo"}]'): "loss 'odpo' reads each pair's margin, and no pair has one; columns: ",
     ("KTO",): "loss 'sigmoid' compares pairs, and the data has completions labelled one by one",
 }
 

@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from pipeline.config import LossConfig
-from trainers.objective import Comparisons, Completions, Objective
+from trainers.comparisons import Comparisons, Completions
+from trainers.objective import Objective
 
 PARSE: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
 TYPES = sorted(get_args(model.model_fields["type"].annotation)[0] for model in get_args(get_args(LossConfig)[0]))

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from pipeline.errors import DataError
 from tests.trainers.comparisons import BETA, SOME, TYPES, compare, losses, make_completions, term
+from trainers.comparisons import Completions
+from trainers.examples import Pair, Row
 from trainers.losses.aot import aot_quantiles
 from trainers.losses.bco import bco
 from trainers.losses.kto import kto, reference_point
 from trainers.losses.nll import nll
-from trainers.objective import Completions, Objective
+from trainers.objective import Objective
 
 SINGLES = ["aot_unpaired", "bco", "kto", "nll"]
 
@@ -143,3 +145,23 @@ def test_losses_of_pairs_refuse_single_completions_before_training() -> None:
                 objective.check(has_pairs=True, has_singles=True)
     with pytest.raises(DataError, match="neither pairs nor"):
         Objective([term("kto")], BETA).check(has_pairs=False, has_singles=False)
+
+
+def test_a_term_that_reads_labels_refuses_pairs_without_any_and_says_how_many_lack_one() -> None:
+    bare = Pair(Row((1,), (2,)), Row((1,), (3,)))
+    scored, soft = replace(bare, margin=0.5), replace(bare, preference=0.7)
+    readers = {"odpo": (scored, "margin, or score_chosen"), "modpo": (scored, "margin"),
+               "sigmoid": (soft, "preference"), "sppo": (soft, "preference")}  # fmt: skip
+    for name, (labelled, column) in readers.items():
+        parameters = {"soft_labels": True} if labelled is soft else {}
+        objective = Objective([term("kto"), term(name, **parameters)], BETA)
+        with pytest.raises(
+            DataError, match=rf"loss '{name}' reads each pair's .*, and no pair has one; columns: {column}"
+        ):
+            objective.check_labels([bare, bare])
+        assert objective.check_labels([labelled, labelled]) == []
+        (line,) = objective.check_labels([bare, labelled, bare])
+        assert line.startswith("2 of 3 pairs have no ")
+    for name in set(TYPES) - {"odpo", "modpo"}:
+        assert Objective([term(name)], BETA).check_labels([bare]) == []
+    assert Objective([term("modpo", share=1.0)], BETA).check_labels([bare]) == []

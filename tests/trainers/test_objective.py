@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.config import SigmoidLoss
 from tests.trainers.comparisons import BETA, EVERY, PAIRS, SOME, TYPES, losses, make_completions, pairs, term
+from trainers.comparisons import Comparisons
 from trainers.losses.sigmoid import odpo, sigmoid
-from trainers.objective import Comparisons, Objective
+from trainers.objective import Objective
 
 COUPLED = {"aot_paired", "aot_unpaired", "bco", "beta_dpo", "kto"}
 SINGLES = ["aot_unpaired", "bco", "kto", "nll"]
