@@ -100,6 +100,7 @@ DROP_REASONS: Mapping[str, str] = {  # as ``pairing.REASONS`` defines them
     "margin": "the two scores differ by less than the margin asked for",
     "floor": "the chosen score is below the lowest one allowed",
     "length_ratio": "one completion is too many times as long as the other",
+    "same_words": "the two texts differ in white space alone",
     "near_identical": "the two texts are too much alike",
     "keep": "the margin is not among the widest of the round",
 }

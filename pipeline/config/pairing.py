@@ -52,6 +52,8 @@ class PairingConfig(Strict):
     max_similarity: Fraction | None = None
     """Drop pairs whose texts are more alike than this: 1 − (insertions + deletions that make one the other) / (both
     lengths together), in characters. Identical ones are always dropped."""
+    drop_same_words: bool = False
+    """Drop pairs whose texts are the same words in the same order, and so differ in white space alone."""
     max_length_ratio: float | None = Field(None, ge=1.0)
     """Drop pairs where one completion is more than so many times as long as the other."""
 

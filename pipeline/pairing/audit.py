@@ -16,7 +16,7 @@ from pipeline.tables import DROPS
 
 REASONS = (
     "abstained", "identical", "tie", "truncated", "empty", "threshold", "margin", "floor", "length_ratio",
-    "near_identical", "keep",
+    "same_words", "near_identical", "keep",
 )  # fmt: skip
 """Why a group gives no pair, whatever ``pairs_per_prompt`` is. Of the filters from ``margin`` on, the one that took
 the last comparison.
@@ -31,6 +31,7 @@ threshold       no candidate that may be chosen reaches the threshold, or none i
 margin          the scores differ by less than ``margin``
 floor           the chosen scores are below ``min_score_chosen``
 length_ratio    one completion is longer than the other by more than ``max_length_ratio``
+same_words      the texts differ in white space alone (``drop_same_words``)
 near_identical  the texts are more alike than ``max_similarity``
 keep            the margin is not among the widest of the round
 """
@@ -89,6 +90,8 @@ def _detail(
             return f"the best score is {best:g}"
         case "length_ratio":
             return f"lengths are {np.nanmin(columns.lengths[row]):g} to {np.nanmax(columns.lengths[row]):g}"
+        case "same_words":
+            return "no two differ in more than white space"
         case "near_identical":
             return f"no two are less alike than {config.max_similarity:g}"
         case _:

@@ -8,7 +8,7 @@ from pipeline.config import PairingConfig
 from pipeline.pairing import rules
 from pipeline.pairing.columns import Bools, Columns, Floats, Indices
 from pipeline.pairing.filters import filters, text_codes
-from pipeline.pairing.identity import similarities
+from pipeline.pairing.identity import same_words, similarities
 from pipeline.pairing.standings import Standings, refusals
 from pipeline.pairing.yardstick import Yardstick
 
@@ -87,6 +87,10 @@ def _passes(
     if config.max_length_ratio is not None:
         one, other = columns.lengths[groups, chosen], columns.lengths[groups, rejected]
         passes &= np.maximum(one, other) <= config.max_length_ratio * np.minimum(one, other)
+    if config.drop_same_words:
+        left = np.flatnonzero(passes)
+        rows = (columns.rows(groups[left], place[left]) for place in (chosen, rejected))
+        passes[left] = ~same_words(columns, *rows)
     if config.max_similarity is not None:
         left = np.flatnonzero(passes)
         rows = (columns.rows(groups[left], place[left]) for place in (chosen, rejected))

@@ -8,14 +8,16 @@ order, in ``comparisons``.
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.config import PairingConfig
 from pipeline.pairing.columns import Bools, Columns, Floats, Indices, taken
-from pipeline.pairing.identity import same_ids
+from pipeline.pairing.identity import in_words, same_ids
 from pipeline.pairing.yardstick import Yardstick
 
 Filter = tuple[str, Callable[[Bools], Bools]]
 """Its name, and what it leaves of comparisons [groups, chosen, rejected]."""
+Reading = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 def filters(
@@ -41,6 +43,9 @@ def filters(
         most, lengths = config.max_length_ratio, columns.lengths[groups]
         yield "length_ratio", lambda left: left & _of_like_length(lengths, most)
     yield "identical", lambda left: _different(columns, groups, codes, left)
+    if config.drop_same_words:
+        worded = text_codes(columns, groups, in_words)
+        yield "same_words", lambda left: left & (worded[:, :, None] != worded[:, None, :])
 
 
 def _of_like_length(lengths: Floats, most: float) -> Bools:
@@ -61,12 +66,13 @@ def _different(columns: Columns, groups: Indices, codes: Indices, comparisons: B
     return distinct
 
 
-def text_codes(columns: Columns, groups: Indices) -> Indices:
-    """[groups, candidates]: numbers that are equal where the texts are; −1 where the group is smaller."""
+def text_codes(columns: Columns, groups: Indices, read: Reading = lambda texts: texts) -> Indices:
+    """[groups, candidates]: numbers that are equal where the texts are, as ``read`` has them; −1 where the group is
+    smaller."""
     places = np.arange(columns.raw.shape[1])
     present = places < columns.sizes[groups][:, None]
     rows = (columns.starts[groups][:, None] + places)[present]
     codes = np.full(present.shape, -1, np.int64)
-    coded = taken(columns.texts, rows).dictionary_encode()  # all pieces by one dictionary
+    coded = read(taken(columns.texts, rows)).dictionary_encode()  # all pieces by one dictionary
     codes[present] = np.concatenate([np.empty(0, np.int32), *(piece.indices.to_numpy() for piece in coded.chunks)])
     return codes

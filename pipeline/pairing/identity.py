@@ -1,6 +1,7 @@
 """Which completions are the same, or nearly: by text, by token ids, by edit distance."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.pairing.columns import Bools, Columns, Floats, Indices, taken
@@ -26,6 +27,17 @@ def same_ids(columns: Columns, left: Indices, right: Indices) -> Bools:
         counts = sizes[likely]
         equal[likely] = np.logical_and.reduceat(one == other, np.cumsum(counts) - counts)
     return equal
+
+
+def same_words(columns: Columns, left: Indices, right: Indices) -> Bools:
+    """Whether the texts in these rows are the same words in the same order."""
+    equal: Bools = pc.equal(*(in_words(taken(columns.texts, rows)) for rows in (left, right))).to_numpy()
+    return equal
+
+
+def in_words(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With one space between any two words, and no white space about them."""
+    return pc.binary_join(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts)), " ")
 
 
 def similarities(columns: Columns, left: Indices, right: Indices) -> Floats:

@@ -123,7 +123,7 @@ def all_pairs(texts: Sequence[str], scores: Scores, count: int, **settings: Any)
 # ---------------------------------------------------------------------------------------------- drawn by hypothesis
 Drawn = list[list[tuple[float | None, str, bool]]]
 score = st.none() | st.integers(-4, 4).map(float)
-candidate = st.tuples(score, st.sampled_from(["", "a", "b", "c", "dd", "eeee"]), st.booleans())
+candidate = st.tuples(score, st.sampled_from(["", "a", "b", "c", "dd", "eeee", " dd"]), st.booleans())
 rounds = st.lists(st.lists(candidate, max_size=6), max_size=5)
 RULES = ("best_worst", "best_mu_minus_2sigma", "best_random", "all_pairs", "threshold")
 
@@ -136,6 +136,7 @@ def configs(rules: Sequence[str] = RULES, **fixed: Any) -> st.SearchStrategy[Pai
         "keep": st.sampled_from([1.0, 0.5]),
         "min_score_chosen": st.none() | st.just(1.0),
         "drop_truncated": st.booleans(),
+        "drop_same_words": st.booleans(),
         "max_similarity": st.none() | st.just(0.5),
         "max_length_ratio": st.none() | st.just(2.0),
         "pairs_per_prompt": st.sampled_from([1, 2, 3, 99]),

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 
 from pipeline.pairing import REASONS
+from pipeline.pairing.identity import in_words
 
 from .rounds import Scores, all_pairs, group, judged, only_drop, only_pair, paired, shard_of
 
@@ -50,6 +54,7 @@ DROPS: list[tuple[Sequence[str], Scores, list[int], dict[str, Any], tuple[str, s
     ("ab", [0.4, 0.3], [], {"rule": "threshold"}, ("threshold", "0 of 2 candidates reach 0.5")),
     ("ab", [0.7, 0.6], [], {"rule": "threshold"}, ("threshold", "2 of 2 candidates reach 0.5")),
     (["a", "bbbbb"], [1, 0], [], {"max_length_ratio": 2.5}, ("length_ratio", "lengths are 2 to 6")),
+    (["a b", "a\nb "], [1, 0], [], {"drop_same_words": True}, ("same_words", "no two differ in more than white space")),
     (["abcd", "abce"], [1, 0], [], {"max_similarity": 0.7}, ("near_identical", "no two are less alike than 0.7")),
 ]  # fmt: skip
 
@@ -120,6 +125,20 @@ def test_next_best_comparison_is_taken_where_the_first_is_too_similar_or_too_unl
     texts = ["the cat sat", "the cat sat.", "a dog ran"]
     assert only_pair(texts, [3, 1, 2], max_similarity=0.9) == ("the cat sat", "a dog ran")
     assert only_pair(["aaa", "b", "cc"], [3, 1, 2], max_length_ratio=1.5) == ("aaa", "cc")
+
+
+def test_texts_that_differ_in_white_space_alone_are_paired_unless_they_are_not_wanted() -> None:
+    texts = ["a b", "a  b", "ab"]
+    assert only_pair(texts, [2, 0, 1]) == ("a b", "a  b")
+    assert only_pair(texts, [2, 0, 1], drop_same_words=True) == ("a b", "ab")
+    wanted = all_pairs(texts, [2, 0, 1], 9, drop_same_words=True)
+    assert wanted == ["a bab", "aba  b"]
+
+
+@given(st.lists(st.text(st.sampled_from("ab \n\t\u00a0\u2003\u200b\x1f") | st.characters()), max_size=8))
+def test_words_are_what_python_takes_them_for(texts: list[str]) -> None:
+    column = pa.chunked_array([pa.array(texts, pa.string())])
+    assert in_words(column).to_pylist() == [" ".join(text.split()) for text in texts]
 
 
 def test_similarity_is_of_insertions_and_deletions_to_both_lengths_and_may_be_reached() -> None:

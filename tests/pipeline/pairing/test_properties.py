@@ -45,6 +45,7 @@ def test_a_pair_always_states_a_preference_the_judge_expressed(drawn: Drawn, con
         assert pair.score_chosen > pair.score_rejected
         assert pair.margin >= (config.margin if config.margin_unit == "score" else 0) * (1 - 1e-9)
         assert pair.chosen.text != pair.rejected.text and pair.chosen.token_ids != pair.rejected.token_ids
+        assert not (config.drop_same_words and pair.chosen.text.split() == pair.rejected.text.split())
         assert pair.chosen.text
         assert not (config.drop_truncated and pair.chosen.finish_reason == "length")
         assert config.min_score_chosen is None or pair.score_chosen >= config.min_score_chosen
@@ -55,7 +56,8 @@ def test_a_pair_always_states_a_preference_the_judge_expressed(drawn: Drawn, con
 
 
 PLAIN: dict[str, Any] = {
-    "keep": 1.0, "max_similarity": None, "max_length_ratio": None, "length_penalty": 0.0, "length_regression": False,
+    "keep": 1.0, "drop_same_words": False, "max_similarity": None, "max_length_ratio": None, "length_penalty": 0.0,
+    "length_regression": False,
 }  # fmt: skip
 """For what can be said in two plain loops."""
 
