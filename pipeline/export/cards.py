@@ -63,6 +63,8 @@ class Counts:
     """By config and round; configs without rows are not there."""
     sources: Mapping[str, int]
     """Prompts asked, by source; empty where they have no names."""
+    won_and_lost: int = 0
+    """Completions that ``kto`` leaves out, since they have no one label."""
 
     def of(self, config: str) -> int:
         return sum(self.by_config.get(config, {}).values())

@@ -102,30 +102,25 @@ def export_data(
         return found
     planned = [(made, part) for _, made in opened for part in parts(made, rows)]
     with drafted(destination, KIND, run.name, earlier) as draft:
-        files, written, sources = _written(draft, planned, chat, progress)
-        by_config = {config: dict(by_round) for config, by_round in written.items() if by_round.total()}
-        counts = Counts(by_config, {} if set(sources) <= {""} else dict(sorted(sources.items())))
+        files, counts = _written(draft, planned, chat, progress)
         entries = [entry for entry, _ in opened]
         draft.text(RECIPE, recipe_of(run))
         draft.text(CARD, data_card(run, entries, counts, chat, _example(opened), terms))
-        totals = {config: counts.of(config) for config in by_config}
+        totals = {config: counts.of(config) for config in counts.by_config}
         summary = {"rounds": [made.number for _, made in opened], "rows": totals, "files": files}
         lineage = lineage_of(run, entries, [made for _, made in opened])
-        draft.finish(KIND, run.name, {"made_of": made_of, "summary": summary, "rows": by_config, **lineage})
+        draft.finish(KIND, run.name, {"made_of": made_of, "summary": summary, "rows": counts.by_config, **lineage})
     return {"folder": str(destination), **summary}
 
 
-def _written(
-    draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, progress: Progress
-) -> tuple[int, dict[str, Counter[int]], Counter[str]]:
-    """How many files have rows; the rows by config and round; and the prompts by source. Several files are written at
-    once."""
+def _written(draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, progress: Progress) -> tuple[int, Counts]:
+    """How many files have rows, and what these are. Several files are written at once."""
 
     def write(number: int) -> int:
         part = planned[number][1]
         return draft.shard(part.path, columns.schema(part.config, chat), part.tables)
 
-    files = 0
+    files = both = 0
     written: dict[str, Counter[int]] = {config: Counter() for config in columns.CONFIGS}
     sources: Counter[str] = Counter()
     progress(0, len(planned), "")
@@ -134,10 +129,12 @@ def _written(
             made, part = planned[done]
             written[part.config][made.number] += rows
             files += rows > 0
+            both += draft.left_out(part.path)
             if part.config == "prompts":
                 sources.update(_sources(draft.path / part.path))
             progress(done + 1, len(planned), part.path)
-    return files, written, sources
+    by_config = {config: dict(by_round) for config, by_round in written.items() if by_round.total()}
+    return files, Counts(by_config, {} if set(sources) <= {""} else dict(sorted(sources.items())), both)
 
 
 def _sources(file: Path) -> dict[str, int]:

@@ -29,6 +29,8 @@ LOCK = ".lock"
 """In the folder while it is written."""
 ROW_GROUP = 4096
 """Rows a row group has at least, where there are so many: of the smallest shards each alone would be slow to read."""
+LEFT_OUT = "left_out"
+"""In a table's metadata, and in the file's: how many rows it would have had more."""
 
 
 class Draft:
@@ -53,6 +55,10 @@ class Draft:
         if rows:
             self._mine.add(name)
         return rows
+
+    def left_out(self, name: str) -> int:
+        """Rows that a shard's tables said they had left out: see :func:`left_out`."""
+        return _left_out(pq.read_metadata(self.path / name).metadata)
 
     def text(self, name: str, content: str) -> None:
         self._mine.add(name)
@@ -171,17 +177,31 @@ def _linked(file: Path, target: Path) -> bool:
     return True
 
 
+def left_out(table: pa.Table, count: int) -> pa.Table:
+    """The table, with a note of rows that its config might have and has not. It is kept in the file, for exports that
+    take it as it is."""
+    return table.replace_schema_metadata({LEFT_OUT: str(count)})
+
+
+def _left_out(metadata: Mapping[bytes, bytes] | None) -> int:
+    return int((metadata or {}).get(LEFT_OUT.encode(), 0))
+
+
 def _write(target: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
     part = target.with_name(target.name + ".part")
     waiting: list[pa.Table] = []
+    missing = 0
     with pq.ParquetWriter(part, schema, **exported_as(schema)) as writer:
         for table in tables:
+            missing += _left_out(table.schema.metadata)
             waiting.append(table)
             if sum(each.num_rows for each in waiting) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
                 waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
+        if missing:
+            writer.add_key_value_metadata({LEFT_OUT: str(missing)})
     sync(part)
     part.rename(target)
 

@@ -16,6 +16,7 @@ from pipeline.candidates import ASKED
 from pipeline.errors import StoreError
 from pipeline.export import columns
 from pipeline.export.columns import Origin
+from pipeline.export.folder import left_out
 from pipeline.pairing.artifact import DROPPED
 from pipeline.pairing.unpaired import unpaired_by_role
 from pipeline.store import Artifact, Store, digest
@@ -23,7 +24,7 @@ from pipeline.tables import CANDIDATES, PAIRS
 
 MEMBER = "member "
 """Before the names of a panel's members, among its inputs."""
-FORMAT = 3
+FORMAT = 4
 """Raised when the same artifacts give other files."""
 AT_ONCE = 8192
 """Rows worked on at once of a shard or a file with many."""
@@ -108,7 +109,9 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
             yield from [kept] if kept.num_rows else []
 
     def labelled(number: int) -> Iterator[pa.Table]:
-        return (columns.labelled(unpaired_by_role(table).completions, origin) for table in own(number, LABELLED))
+        for table in own(number, LABELLED):
+            found = unpaired_by_role(table)
+            yield left_out(columns.labelled(found.completions, origin), found.won_and_lost)
 
     def best(number: int) -> Iterator[pa.Table]:
         candidate = _read(made.candidates, candidates[number], WITHOUT_IDS)

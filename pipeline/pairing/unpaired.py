@@ -2,24 +2,17 @@
 
 By their role in pairs: what was only ever chosen is desirable, what was only ever rejected is not. So every filter of
 pairing holds here too, and a judge whose scores mean something within a group only will do. With the rule ``threshold``
-and a large ``pairs_per_prompt`` these are the labels of a verifier. A completion that won one comparison and lost
-another is neither, and is left out and counted.
-
-By a threshold on scores, where they mean the same for every prompt: then groups that gave no pair count as well, those
-that a verifier found all right or all wrong.
-
-Both work on one shard at a time, since a group's rows lie in one shard.
+and a large ``pairs_per_prompt`` these are the labels of a verifier. A completion is its text: sampled twice, it is
+labelled once, and one that won a comparison and lost another is neither, and is left out and counted.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.pairing.columns import Shard, array
-from pipeline.tables import CANDIDATE_FIELDS, PAIRS, PROMPTS
+from pipeline.tables import CANDIDATE_FIELDS, PAIRS
 
 OF_PROMPT = [name for name in PAIRS.names if name.startswith("prompt_")]
 UNPAIRED = pa.schema(
@@ -36,49 +29,24 @@ UNPAIRED = pa.schema(
 class Unpaired:
     completions: pa.Table
     """Schema ``UNPAIRED``."""
-    dropped: Mapping[str, int]
-    """Completions left out, by reason: ``won_and_lost``, ``abstained``, ``empty``."""
+    won_and_lost: int
+    """Completions left out."""
 
 
 def unpaired_by_role(pairs: pa.Table) -> Unpaired:
-    """Of a table of pairs, each candidate once, chosen ones before rejected ones. The score is that which pairing
-    compared. Without the token ids, where the table was read without."""
+    """Of a table with all pairs of some prompts, each text of a prompt once, chosen ones before rejected ones. The
+    score is that which pairing compared. Without the token ids, where the table was read without."""
     sides = pa.concat_tables([_side(pairs, "chosen", True), _side(pairs, "rejected", False)])
-    name = pc.binary_join_element_wise(
-        sides["candidates_key"], sides["prompt_id"], pc.cast(sides["index"], pa.string()), "\0"
-    )
+    coded = sides["text"].dictionary_encode()  # all pieces by one dictionary
+    texts = pa.chunked_array([pc.cast(piece.indices, pa.string()) for piece in coded.chunks], pa.string())
+    name = pc.binary_join_element_wise(sides["candidates_key"], sides["prompt_id"], texts, "\0")
     codes = name.combine_chunks().dictionary_encode().indices.to_numpy()
     desirable = sides["desirable"].to_numpy()
     count = int(codes.max(initial=-1)) + 1
     won, lost = (np.bincount(codes[side], minlength=count) > 0 for side in (desirable, ~desirable))
     firsts = np.unique(codes, return_index=True)[1]
     kept = np.sort(firsts[(won ^ lost)[codes[firsts]]])
-    return Unpaired(sides.take(pa.array(kept)), {"won_and_lost": int((won & lost).sum())})
-
-
-def unpaired_by_threshold(
-    shard: Shard, threshold: float, round: int, candidates_key: str, judgments_key: str
-) -> Unpaired:
-    """Of a shard, each candidate: desirable at or above the threshold. An empty one is never desirable; one that
-    would be is left out, and so is one that the judge gave no score."""
-    scores = array(shard.judgments, "scores")
-    sizes = pc.list_value_length(scores).to_numpy()
-    flat = scores.flatten().to_numpy(zero_copy_only=False)
-    texts = array(shard.candidates, "text")
-    empty = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0)).to_numpy(zero_copy_only=False)
-    desirable, scored = flat >= threshold, np.isfinite(flat)
-    kept = np.flatnonzero(scored & ~(desirable & empty))
-    prompts = shard.prompts.take(pa.array(np.repeat(np.arange(len(sizes)), sizes)[kept]))
-    rows = shard.candidates.take(pa.array(kept))
-    filled = [
-        pa.array(np.full(len(kept), round, np.int32)),
-        *(prompts[name if name in PROMPTS.names else name.removeprefix("prompt_")] for name in OF_PROMPT),
-        *(rows[name] for name, _ in CANDIDATE_FIELDS),
-        pa.array(flat[kept]), pa.array(desirable[kept]),
-        pa.repeat(candidates_key, len(kept)), pa.repeat(judgments_key, len(kept)),
-    ]  # fmt: skip
-    dropped = {"abstained": int((~scored).sum()), "empty": int((scored & desirable & empty).sum())}
-    return Unpaired(pa.table(filled, schema=UNPAIRED), {name: count for name, count in dropped.items() if count})
+    return Unpaired(sides.take(pa.array(kept)), int((won & lost).sum()))
 
 
 def _side(pairs: pa.Table, role: str, desirable: bool) -> pa.Table:

@@ -110,6 +110,14 @@ def test_kto_labels_each_completion_once_and_leaves_out_what_was_both(plain: Fol
     labels = {row["index"]: row["label"] for row in rows if row["prompt_id"] == "p0-3"}
     assert labels == {3: True, 0: False}  # 1 was chosen over 0 and rejected for 3
     assert all(row["score"] == row["index"] for row in rows)
+    assert "those that were both, 2, are left out" in (folder / "README.md").read_text()
+
+
+def test_what_was_left_out_is_told_of_files_that_an_earlier_export_had(plain: Folder, tmp_path: Path) -> None:
+    run, folder = plain
+    export_data(run, tmp_path / "again", earlier=[folder])
+    assert next((tmp_path / "again/data/kto").iterdir()).stat().st_nlink > 1
+    assert (tmp_path / "again/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
 def test_sft_takes_the_best_that_is_finished_judged_and_not_empty(plain: Folder, tmp_path: Path) -> None:
