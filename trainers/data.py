@@ -26,6 +26,8 @@ from trainers.records import HUB_NAME, PAIR, UNPAIRED
 
 PAIRS_OF_EXPORT = Path("data", "default")
 """Where an exported data set has its pairs, beside other things that are no pairs."""
+PROMPTS_ELSEWHERE = ("question", "instruction", "input", "query")
+"""What others call the column of prompts."""
 FORMATS = (
     "chosen, rejected (and prompt, where it is not their common beginning); prompt, completion, label;"
     " or all of Ratchet's own pairs"
@@ -66,11 +68,23 @@ def load_examples(
             case [PreferencePair()]:
                 return encoder.own_pairs(chain(head, rows), title, name)
             case [Mapping() as row] if row.keys() >= PAIR or row.keys() >= UNPAIRED:
+                _refuse_lost_prompt(row, title)
                 return encoder.encode(chain(head, rows), title, name)
             case [Mapping() as row]:
                 raise DataError(f"{title} has the columns {', '.join(map(str, row))}; allowed: {FORMATS}")
             case _:
                 raise DataError(f"{title}: its first row is {repr(head[0])[:80]}; allowed: objects with {FORMATS}")
+
+
+def _refuse_lost_prompt(row: Mapping[str, Any], title: str) -> None:
+    """Raises DataError where the prompt has another name: the common beginning of two answers would be taken for it."""
+    chosen = row.get("chosen")
+    lost = [name for name in PROMPTS_ELSEWHERE if isinstance(row.get(name), str) and row[name].strip()]
+    if "prompt" not in row and lost and isinstance(chosen, str) and row[lost[0]].strip() not in chosen:
+        raise DataError(
+            f"{title} has no column prompt, and its answers do not repeat {lost[0]!r}, which is"
+            f" {row[lost[0]][:40]!r} in its first row; rename it to prompt"
+        )
 
 
 def text_row(pair: PreferencePair) -> dict[str, Any]:
@@ -171,5 +185,7 @@ def _hub(path: str, config: str | None, revision: str | None, split: str) -> Ite
     try:
         return iter(datasets.load_dataset(path, config, split=split, revision=revision))
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (
+            " ".join(str(error).split()) or type(error).__name__
+        )  # on its further lines it lists configs and splits
         raise DataError(f"data set {path!r}, split {split!r}, cannot be loaded from the Hub: {reason}") from error

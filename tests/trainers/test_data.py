@@ -147,6 +147,20 @@ def test_a_file_that_gives_no_example_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["question", "instruction"])
+def test_a_prompt_under_another_name_is_not_taken_for_the_beginning_of_its_answers(
+    name: str, tmp_path: Path, encoder: Encoder
+) -> None:
+    row = {"system": "", name: "what is it?", "chosen": "the answer is ice", "rejected": "the answer is cream"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=f"do not repeat '{name}', which is 'what is it.' .* rename it to prompt"):
+        load_examples(tmp_path / "a.jsonl", encoder)
+    whole = row | {side: f"what is it? {row[side]}" for side in ("chosen", "rejected")}
+    for fine in (row | {"prompt": "a"}, whole):
+        (tmp_path / "a.jsonl").write_text(json.dumps(fine))
+        assert load_examples(tmp_path / "a.jsonl", encoder).rows == 1
+
+
 @pytest.mark.parametrize(
     ("source", "split", "complaint"),
     [
