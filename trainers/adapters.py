@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.config.trainer import LoraConfig
 from pipeline.errors import ConfigError
 from pipeline.loading import ONE_MODEL_AT_A_TIME
-from trainers.checkpoints import device, load_model
+from trainers.checkpoints import device, load_model, writing
 from trainers.packed import PackedPolicy
 from trainers.packing import Pack
 
@@ -89,7 +89,8 @@ def merge(path: Path, config: LoraConfig, adapters: Mapping[str, Tensor], direct
         for name, tensor in adapters.items():
             own[_PREFIX + name].copy_(tensor)
     shutil.rmtree(directory / ADAPTER, ignore_errors=True)
-    wrapped.save_pretrained(str(directory / ADAPTER), save_embedding_layers=False)
+    with writing(directory / ADAPTER):
+        wrapped.save_pretrained(str(directory / ADAPTER), save_embedding_layers=False)
     merged: PreTrainedModel = wrapped.merge_and_unload()
     return merged
 

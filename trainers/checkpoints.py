@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -18,13 +19,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.loading import ONE_MODEL_AT_A_TIME
 from pipeline.policy import Probe, read_policy, write_probe
 from pipeline.store import sync
 from pipeline.types import Policy
 from trainers.encoding import Specials, special_ids
 from trainers.logprobs import plain_logprobs
+from trainers.memory import is_out_of_memory
 from trainers.parallel import ALONE, Share, parts_of_optimizer, whole
 
 disable_progress_bar()  # "Loading weights" once a policy, in the middle of our own bars
@@ -99,22 +101,56 @@ def save_policy(
 
     ``dtype`` is the precision of the weights on disk. The probe is computed from those very weights, so a policy
     saved in 16 bit is proved in 16 bit.
+
+    Raises:
+        StoreError: the disk does not take it.
     """
     part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(part, state_dict=in_precision(model, dtype))
-    config = copy.deepcopy(model.config)
-    config.dtype = dtype  # save_pretrained wrote that of the model in memory
-    config.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    write_checkpoint(model, tokenizer, part, dtype)
     saved = model if dtype == torch.float32 else load_model(part)
     write_probe(part, make_probe(saved, tokenizer, dtype))
+    complete(part, directory)
+    return read_policy(directory)
+
+
+def write_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Path, dtype: torch.dtype
+) -> None:
+    """An ordinary ``transformers`` checkpoint in a folder that is to be completed; replaces what was begun there.
+
+    Raises:
+        StoreError: the disk does not take it.
+    """
+    shutil.rmtree(part, ignore_errors=True)
+    state, config = in_precision(model, dtype), copy.deepcopy(model.config)
+    config.dtype = dtype  # save_pretrained writes that of the model in memory
+    with writing(part):
+        model.save_pretrained(part, state_dict=state)
+        config.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+
+
+def complete(part: Path, directory: Path) -> None:
+    """Give a folder that is written its name, once all in it is on the disk."""
     for entry in (*part.iterdir(), part):
         sync(entry)
     part.rename(directory)
     sync(directory.parent)
-    return read_policy(directory)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises StoreError where ``path`` cannot be written, whatever the library that writes makes of it."""
+    try:
+        yield
+    except Exception as error:  # torch has a RuntimeError for it, tokenizers a plain Exception
+        if is_out_of_memory(error):
+            raise
+        reason, free = str(error).partition("\n")[0], shutil.disk_usage(path.parent).free
+        raise StoreError(
+            f"{path} cannot be written ({reason}); the disk has {free / 2**20:,.0f} MiB free; what is finished is kept"
+        ) from error
 
 
 def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -155,16 +191,24 @@ def save_training_state(
 
     The learning rate and the order of the data are functions of the step, so they need no state of their own. The
     first of several processes writes what a process alone would: any number of processes can go on from it.
+
+    Raises:
+        StoreError: the disk does not take it; the state before stays.
     """
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "extra": dict(extra)}
     state = whole(state, share)
-    if not share.writes:
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    part = directory / "state.part"
-    torch.save(state, part)
-    sync(part)
-    part.rename(directory / "state.pt")
+    if share.writes:
+        save_whole(state, directory / "state.pt")
+
+
+def save_whole(value: Any, file: Path) -> None:
+    """``torch.save`` that leaves ``file`` as it was, or whole. Raises StoreError where the disk does not take it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    with writing(file):
+        torch.save(value, part)
+        sync(part)
+    part.rename(file)
 
 
 def load_training_state(

@@ -1,7 +1,5 @@
 """What a reward model is made of, and how it is kept: a base with a head of one logit, in and out of a directory."""
 
-import copy
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from transformers.utils import logging
 from pipeline.classifiers import attention_of, float32_heads, heads_of, reads_last_token
 from pipeline.errors import DataError
 from pipeline.loading import ONE_MODEL_AT_A_TIME
-from pipeline.store import sync
-from trainers.checkpoints import device, in_precision
+from trainers.checkpoints import complete, device, write_checkpoint
 from trainers.weights import DTYPES, Weights
 
 LABEL = "reward"
@@ -77,18 +74,10 @@ def round_head(model: PreTrainedModel, dtype: str) -> None:
 
 
 def save_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: str) -> None:
-    """Write an ordinary ``transformers`` checkpoint, whole or not at all."""
+    """Write an ordinary ``transformers`` checkpoint, whole or not at all. Raises StoreError."""
     part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, state_dict=in_precision(model, DTYPES[dtype]))
-    config = copy.deepcopy(model.config)
-    config.dtype = DTYPES[dtype]  # save_pretrained wrote that of the model in memory
-    config.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    for entry in (*part.iterdir(), part):
-        sync(entry)
-    part.rename(directory)
-    sync(directory.parent)
+    write_checkpoint(model, tokenizer, part, DTYPES[dtype])
+    complete(part, directory)
 
 
 @torch.no_grad()

@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 from pipeline.config import RewardTrainerConfig
 from pipeline.errors import NonFiniteError
 from pipeline.padding import default_budget
-from pipeline.store import sync
 from trainers.batches import batches_of_epoch
 from trainers.bradley_terry import bradley_terry
-from trainers.checkpoints import STATE, load_training_state, save_training_state
+from trainers.checkpoints import STATE, load_training_state, save_training_state, save_whole
 from trainers.examples import Pair
 from trainers.memory import begin_peak, is_out_of_memory, peak_memory
 from trainers.metrics import Recorder
@@ -25,7 +24,6 @@ from trainers.reward_base import round_head, weights_of
 from trainers.reward_figures import Judged, figures, report
 from trainers.rewards import Rewards
 from trainers.schedule import warmup_then
-from trainers.weights import Weights
 
 BEST = "best.pt"
 """In the state's folder: the weights with the lowest held-out loss so far."""
@@ -189,7 +187,7 @@ class RewardLoop:
                 self.stopped = f"{self.waited} evaluations without a lower held-out loss than {self.best[1]:.4f}"
             return False
         self.best, self.waited = (step, found["loss"]), 0
-        _write_weights(self.weights, self.directory / STATE)
+        save_whole(self.weights.state_dict(), self.directory / STATE / BEST)
         return True
 
     def _judged(self) -> list[Judged]:
@@ -200,11 +198,3 @@ class RewardLoop:
             Judged(each, pair.preference, len(pair.chosen) - len(pair.rejected))
             for each, pair in zip(apart, self.held_out, strict=True)
         ]
-
-
-def _write_weights(weights: Weights, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (BEST + ".part")
-    torch.save(weights.state_dict(), part)
-    sync(part)
-    part.rename(folder / BEST)

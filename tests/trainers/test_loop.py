@@ -6,6 +6,7 @@ import math
 import random
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import TrainerConfig
-from pipeline.errors import NonFiniteError, StepZeroError, TrainingError
+from pipeline.errors import NonFiniteError, StepZeroError, StoreError, TrainingError
 from pipeline.policy import weights_digest
 from pipeline.types import Policy
 from tests.tiny import make_policy, perturb
 from tests.trainers.session import go_on, lesson_of, start, steps_done, until
-from tests.trainers.trainings import all_lines, config, known, lines, make_examples, make_lesson
+from tests.trainers.trainings import all_lines, config, full_disk, known, lines, make_examples, make_lesson
 from trainers.checkpoints import load_model, load_tokenizer
 from trainers.dpo import objective_of, train, train_policy
 from trainers.examples import Pair
@@ -124,6 +125,27 @@ def test_a_training_killed_after_its_last_step_only_saves(policy: Policy, lesson
         assert again.digest == whole.digest
         assert found == last
         assert (found.stopped is None) == (name == "plain")
+
+
+def test_a_disk_that_is_full_is_one_clear_error_and_costs_nothing_that_was_saved(
+    policy: Policy, lesson: Lesson, tmp_path: Path
+) -> None:
+    settings, out = config(checkpoint_steps=2), tmp_path / "out"
+    whole, _ = train_policy(policy, lesson, settings, tmp_path / "whole")
+    with (
+        ExitStack() as later,
+        pytest.raises(StoreError, match=r"state\.pt cannot be written \(.*MiB free; what is fin"),
+    ):
+        train_policy(
+            policy, lesson, settings, out, lambda done, *_: later.enter_context(full_disk()) if done == 3 else None
+        )
+    steps: list[int] = []
+    train(load_model(policy.path), lesson, settings, out, lambda done, *_: steps.append(done))
+    assert steps == list(range(3, 11))
+    with full_disk(), pytest.raises(StoreError, match=r"policy\.part cannot be written \(.*File too large"):
+        train_policy(policy, lesson, settings, out)
+    assert train_policy(policy, lesson, settings, out, lambda *_: pytest.fail("a step"))[0].digest == whole.digest
+    assert lines(out) == lines(tmp_path / "whole")
 
 
 def test_signals_that_somebody_else_handles_are_left_to_them(policy: Policy, lesson: Lesson, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 from judges.reward_model import RewardModelJudge
 from pipeline.config import RewardModelJudge as JudgeConfig
 from pipeline.config import RewardTrainerConfig
-from pipeline.errors import DataError, NonFiniteError, TrainingError
+from pipeline.errors import DataError, NonFiniteError, StoreError, TrainingError
 from pipeline.policy import weights_digest
 from pipeline.types import Candidate, Group, Prompt
 from tests.tiny import make_policy
@@ -267,6 +267,22 @@ def test_a_training_that_is_killed_or_interrupted_ends_as_one_that_is_not(
     assert again.kept == whole.kept
     assert weights_digest(out / "model") == weights_digest(tmp_path / "whole" / "model")
     assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_a_model_that_could_not_be_written_is_only_written_again(base: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    """Its last state is of its last step, whatever ``checkpoint_steps``."""
+    settings, out = config(checkpoint_steps=1000, eval_steps=3, epochs=1), tmp_path / "out"
+    out.mkdir()
+    in_the_way = out / "model.part"
+    in_the_way.touch()
+    with pytest.raises(StoreError, match=r"model\.part cannot be written"):
+        train_reward_model(base, pairs, (), settings, 3, out)
+    in_the_way.unlink()
+    train_reward_model(base, pairs, (), settings, 3, out, lambda *_: pytest.fail("a step"))
+    whole = tmp_path / "whole"
+    train_reward_model(base, pairs, (), settings, 3, whole)
+    assert weights_digest(out / "model") == weights_digest(whole / "model")
+    assert lines(out) == lines(whole)
 
 
 def test_out_of_memory_halves_the_budget_until_a_pair_is_too_much(

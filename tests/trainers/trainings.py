@@ -1,7 +1,9 @@
 """Trainings of the tiny policies: random pairs and their reference in, and what a training of them leaves."""
 
 import json
-from collections.abc import Mapping, Sequence
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,14 @@ def all_lines(directory: Path) -> list[dict[str, Any]]:
 def lines(directory: Path) -> list[dict[str, Any]]:
     """The same without those that no seed decides."""
     return [{name: each for name, each in line.items() if name not in OF_THE_MACHINE} for line in all_lines(directory)]
+
+
+@contextmanager
+def full_disk(most: int = 20_000) -> Iterator[None]:
+    """Within, no file of this process can grow beyond ``most`` bytes: to who writes, as where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
