@@ -93,7 +93,7 @@ class Step:
         slopes = self._known_slopes(examples, totals) if self.objective.coupled else self._slopes(examples, totals)
         scale = self.share.size / len(examples)  # gradients are averaged over processes
 
-        def scaled(number: int, known: Statistics, rows: list[Sequence[Row]], own: bool) -> Slopes:
+        def scaled(number: int, known: Statistics, rows: Sequence[Sequence[Row]], own: bool) -> Slopes:
             return (slopes(rows[number], known) if own else Slopes(torch.zeros_like(known.logps))).times(scale)
 
         for part, own in self._packs(row for example in examples for row in example.rows):
