@@ -8,7 +8,6 @@ import typer
 from flows.options import (
     RECIPES,
     Json,
-    Name,
     Quiet,
     Settings,
     Work,
@@ -43,7 +42,7 @@ PAIR_EXAMPLES = (
 EXPORT_EXAMPLES = (
     "Examples:\n\n"
     "`ratchet export food --to ./food-data`\n\n"
-    "`ratchet export food --to ./food-policy --what policy`\n\n"
+    "`ratchet export food:1 --to ./food-policy --what policy`: of round 1, in the place of the best one\n\n"
     "`ratchet export food --to hub:my-org/food --what both --license apache-2.0`: private, a revision a round\n\n"
     "`ratchet export food --to ./wide-pairs --set pairing.margin=0.5`: pairs made anew, as by `ratchet pair`\n\n"
     "`ratchet train ./food-data --policy org/model`"
@@ -99,12 +98,13 @@ def pair(
 
 
 def export(
-    run: Name = None,
+    run: Ran = None,
     *,
     to: Annotated[str, typer.Option(metavar="DIR|hub:ORG/NAME", help="A new folder, or a repository of the Hub.")],
     what: Annotated[str, typer.Option(help="data, policy, or both.")] = "data",
-    rounds: Annotated[list[int] | None, typer.Option(help="Whose data; may be repeated. Default: all.")] = None,
-    round_: Annotated[int | None, typer.Option("--round", help="Whose policy. Default: the best.")] = None,
+    rounds: Annotated[
+        list[int] | None, typer.Option(help="Whose data; may be repeated. Default: that of RUN:ROUND, or all.")
+    ] = None,
     licence: Annotated[str, typer.Option("--license", help="The Hub's name of one, e.g. apache-2.0.")] = "unknown",
     language: Annotated[list[str] | None, typer.Option(help="ISO 639 code; may be repeated.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
@@ -117,17 +117,19 @@ def export(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Export a run's data set or policy, with its card: preference pairs, candidates, judgments, drops; safetensors."""
+    """Export a run's data set or policy, with its card: preference pairs, candidates, judgments, drops; safetensors.
+    The policy is the best one, or that of RUN:ROUND."""
     name, number = _run_and_round(run)
-    if number is not None:
-        raise ConfigError(f"run {run!r}: a round is given apart; allowed: {name} --rounds {number} for its data, or"
-                          f" {name} --what policy --round {number}")  # fmt: skip
+    if rounds and number is not None and what == "data":
+        raise ConfigError(f"--rounds {rounds[0]} beside {run!r}; allowed: one of them")
+    own = None if number is None or what == "policy" else [number]
     from flows.console import Console
     from flows.export import export as write
     from flows.export import exported
 
     made = write(
-        run, to, workspace, what, rounds=rounds, round=round_, licence=licence, languages=language or (),
+        name, to, workspace, what, rounds=rounds or own, round=None if what == "data" else number,
+        licence=licence, languages=language or (),
         private=not public, move_tags=move_tags, overrides=settings or (), console=Console(quiet or as_json),
     )  # fmt: skip
     print_json(made) if as_json else Console(quiet, to_stdout=True).terminal.print(exported(made), soft_wrap=True)

@@ -150,9 +150,11 @@ def _asked(what: str, rounds: Sequence[int] | None, round: int | None, overrides
     if what not in get_args(What):
         raise ConfigError(f"--what {what!r}: allowed: {', '.join(get_args(What))}")
     if rounds is not None and (what == "policy" or not rounds):
-        raise ConfigError(f"--rounds {list(rounds)}: allowed: at least one, with data or both; a policy has --round")
+        raise ConfigError(
+            f"--rounds {list(rounds)}: allowed: at least one, with data or both; a policy is of RUN:ROUND"
+        )
     if round is not None and what == "data":
-        raise ConfigError(f"--round {round} is a policy's; allowed with data: --rounds")
+        raise ConfigError(f"round {round} is a policy's; allowed with data: rounds")
     if overrides and what != "data":
         raise ConfigError(f"--set {overrides[0]!r}: no policy was trained on pairs made anew; allowed: --what data")
     return what != "policy", what != "data"

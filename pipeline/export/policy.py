@@ -32,22 +32,24 @@ def find_policy(run: Run, number: int | None) -> tuple[list[dict[str, Any]], Art
         number: the round; None is the best one.
 
     Raises:
-        ConfigError: there is no such round, or it trained nothing, or no round was promoted.
+        ConfigError: there is no such round, or it trained nothing, or no round was promoted; or the run was to train
+            none.
         StoreError: the policy is gone.
     """
+    status = run.status()
+    if "models" in status["config"]:
+        raise ConfigError(f"run {run.name!r} made data of others' models and trained no policy; allowed: --what data")
     entries = finished_rounds(run, None if number is None else [number])
-    best = run.status()["best_round"]
+    best = status["best_round"]
     if number is None and best < 0:
         raise ConfigError(
-            f"run {run.name!r} has promoted no policy, and its first one is not its own; --round 0 to"
-            f" {entries[-1]['round']} names one that was not promoted"
+            f"run {run.name!r} has promoted no policy, and its first one is not its own; {run.name}:0 to"
+            f" {run.name}:{entries[-1]['round']} name those that were not promoted"
         )
     wanted = best if number is None else number
     entry = next(each for each in finished_rounds(run, [wanted]))
     if "train" not in entry["artifacts"]:
-        raise ConfigError(
-            f"--round {wanted}: that round of run {run.name!r} trained no policy, because it had no pairs"
-        )
+        raise ConfigError(f"round {wanted} of run {run.name!r} trained no policy, because it had no pairs")
     until = [each for each in finished_rounds(run, None) if each["round"] <= wanted]
     return until, run.store.get("train", entry["artifacts"]["train"])
 

@@ -65,14 +65,15 @@ MISTAKES = {
     ("pair", "--margins", "--set", "pairing.rule=worst"): '"worst" is not allowed',
     ("pair", "--margins", "--set", "pairing.margin=1"): "--set 'pairing.margin=1' has no effect with --margins",
     ("pair", "--margins", "--set", "pairing.keep=0.5"): "--set 'pairing.keep=0.5' has no effect with --margins",
-    ("export", "demo:1", "--to", "out"):
-        "run 'demo:1': a round is given apart; allowed: demo --rounds 1 for its data, or demo --what policy --round 1",
+    ("export", "demo:1", "--to", "out", "--rounds", "0"): "--rounds 0 beside 'demo:1'; allowed: one of them",
+    ("export", "demo:7", "--to", "out"): "round 7: run 'demo' has the finished rounds 0, 1",
+    ("export", "demo:7", "--to", "out", "--what", "policy"): "round 7: run 'demo' has the finished rounds 0, 1",
+    ("export", "demo:1", "--to", "out", "--what", "policy"): "round 1 of run 'demo' trained no policy",
     ("export", "nobody", "--to", "out"): "run 'nobody' is not in ",
     ("export", "--to", ""): "destination '' is neither a folder nor hub:org/name",
     ("export", "--to", "hub:demo"): "'hub:demo' names no repository",
     ("export", "--to", "out", "--what", "all"): "--what 'all': allowed: data, policy, both",
     ("export", "--to", "out", "--rounds", "7"): "round 7: run 'demo' has the finished rounds 0, 1",
-    ("export", "--to", "out", "--round", "1"): "--round 1 is a policy's; allowed with data: --rounds",
     ("export", "--to", "out", "--license", "My Own"): "--license 'My Own': allowed: ",
     ("export", "--to", "out", "--language", "English"): "--language 'English': allowed: ",
     ("export", "--to", "out", "--set", "margin=1"): "--set 'margin=1': only pairs are made anew",
@@ -169,6 +170,16 @@ def test_pairs_made_anew_are_exported_by_the_same_settings(ratchet: Call, worksp
     (entry,) = answered(ratchet("pair", "demo:1", *settings, "--json"))["rounds"]
     told = answered(ratchet("export", "demo", "--rounds", 1, *settings, "--to", tmp_path / "out", "--json"))
     assert (told["data"]["rounds"], told["data"]["rows"]["default"]) == ([1], entry["pairs"])
+
+
+@pytest.mark.parametrize("more", [(), ("--rounds", 0, "--rounds", 1)], ids=["its data", "other rounds' data"])
+def test_a_round_is_exported_by_its_name(ratchet: Call, trained: Path, tmp_path: Path, more: tuple[Any, ...]) -> None:
+    told = answered(ratchet("export", "demo:0", "--what", "both", *more, "--to", tmp_path / "both", "--json"))
+    assert (told["data"]["rounds"], told["policy"]["round"]) == ([0, 1] if more else [0], 0)
+    told = answered(ratchet("export", "demo:0", "--what", "policy", "--to", tmp_path / "policy", "--json"))
+    assert told["policy"]["round"] == 0
+    told = answered(ratchet("export", "demo:1", "--to", tmp_path / "data", "--json"))
+    assert told["data"]["rounds"] == [1]
 
 
 def test_pairs_made_anew_are_trained_on_by_their_link(ratchet: Call, finished: dict[str, Any], tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_newest_run_is_exported_where_none_is_named(workspace: Path, tmp_pat
         ({"what": "everything"}, "allowed: data, policy, both"),
         ({"rounds": [5]}, "round 5: run 'demo' has the finished rounds 0, 1"),
         ({"rounds": []}, "allowed: at least one"),
-        ({"what": "policy", "rounds": [0]}, "a policy has --round"),
+        ({"what": "policy", "rounds": [0]}, "a policy is of RUN:ROUND"),
         ({"what": "policy", "round": 5}, "round 5: run 'demo' has the finished rounds 0, 1"),
         ({"round": 1}, "is a policy's"),
         ({"licence": "My Own"}, "--license 'My Own'"),

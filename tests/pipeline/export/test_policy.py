@@ -112,7 +112,7 @@ def test_a_round_can_be_named_and_the_same_one_gives_the_same_bytes(run: Run, tm
 
 def test_a_run_that_promoted_nothing_exports_a_policy_only_by_round(tmp_path: Path) -> None:
     run = make_run(tmp_path / "w", Making(rounds=1, train=train, decisions=("stop",)))
-    with pytest.raises(ConfigError, match="promoted no policy.*--round 0"):
+    with pytest.raises(ConfigError, match="promoted no policy.*demo:0 to demo:0 name"):
         export_policy(run, tmp_path / "policy")
     assert export_policy(run, tmp_path / "policy", 0)["round"] == 0
 
@@ -124,6 +124,13 @@ def test_a_round_that_trained_nothing_or_is_not_there_is_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="9: run 'demo' has the finished rounds 0, 1"):
         export_policy(run, tmp_path / "policy", 9)
     assert not (tmp_path / "policy").exists()
+
+
+def test_a_run_that_was_to_train_none_is_told_so_and_no_round_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "w", Making(rounds=1, models=("big", "small"), decisions=("none",)))
+    for number in (None, 0):
+        with pytest.raises(ConfigError, match="run 'demo' made data of others' models and trained no policy; allowed"):
+            export_policy(run, tmp_path / "policy", number)
 
 
 def test_weights_that_were_changed_in_the_store_are_not_exported(tmp_path: Path) -> None:
