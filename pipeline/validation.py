@@ -45,8 +45,10 @@ def _ranked(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _explain(error: ErrorDetails, schema: dict[str, Any]) -> str:
-    key, node, siblings = _locate(error["loc"], schema)
     value = show(error["input"])
+    if error["loc"][-1:] == ("[key]",):  # after the table and the name in it
+        return f"{_locate(error['loc'][:-2], schema)[0]}: {value} is no name; allowed: {error['ctx']['pattern']}"
+    key, node, siblings = _locate(error["loc"], schema)
     match error["type"]:
         case "extra_forbidden":
             return f"{key}: there is no such key (its value is {value}){choices(str(error['loc'][-1]), siblings)}"
@@ -76,7 +78,8 @@ def _locate(place: Sequence[int | str], schema: dict[str, Any]) -> tuple[str, di
         key = join(key, part)
         siblings = list(node.get("properties", ()))
         inside = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        node = _resolve(inside or node.get("additionalProperties") or {}, schema)
+        entries = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
+        node = _resolve(inside or entries, schema)
     return key, node, siblings
 
 

@@ -31,6 +31,13 @@ class ServedModel(_Drawing):
     endpoints: tuple[Endpoint, ...] = Field(min_length=1)
     """Servers of the same model; each call goes to the one with the most room. The first names the model in the
     ledger: with another one in its place nothing that was answered is found again."""
+    temperature: float = Field(1.0, ge=0.0, le=10.0)
+
+    @model_validator(mode="after")
+    def _answers_can_differ(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"temperature: 0 gives one answer {self.n} times; allowed: above 0, or n = 1")
+        return self
 
     @model_validator(mode="after")
     def _servers_of_one_model_are_asked_the_same(self) -> Self:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from flows.options import RECIPES
-from pipeline.config import NllLoss, PretrainedPolicy, RegexRule, RulesJudge, ScratchPolicy
+from pipeline.config import NllLoss, PretrainedPolicy, RegexRule, RulesJudge, ScratchPolicy, ServedModel
 from pipeline.errors import ConfigError
 from pipeline.recipe import check_calls, check_endpoints, load_recipe
+from pipeline.validation import validate
 
 FOOD = """
 title = "food for ${who}"
@@ -230,6 +231,30 @@ def test_unknown_variable_lists_the_known_ones(recipes: Path) -> None:
         (["policy.hidden_size=100"], ["policy: hidden_size 100", "a multiple of 2 × heads"]),
         (["prompts.held_out=0"], ["food: prompts.held_out: 0", "1 or more"]),
         (["gate.require=['win > 3']"], ["gate.require: 'win > 3'", "win_rate_low"]),
+        (
+            ["sampling.proposers.other={type='server', n=0, endpoints=[{model='m'}]}"],
+            ["sampling.proposers.other.n: 0", "a whole number ≥ 1 and ≤ 1024"],
+        ),
+        (
+            ["sampling.proposers.other={type='server', endpoints=[{model='m'}], endpoint=[]}"],
+            ["sampling.proposers.other.endpoint:", "did you mean 'endpoints'", "max_tokens, n, system"],
+        ),
+        (
+            ["sampling.proposers.other={type='server', temperature=0, n=2, endpoints=[{model='m'}]}"],
+            ["sampling.proposers.other: temperature: 0 gives one answer 2 times", "above 0, or n = 1"],
+        ),
+        (
+            ["prompts.source={type='mixture', members={a={source={path='x'}}}}"],
+            ["prompts.source.members.a.source.type: is missing", '"callable", "file", "hub"'],
+        ),
+        (
+            ["prompts.source={type='mixture', members={a={source={type='fil'}}}}"],
+            ["prompts.source.members.a.source.type:", '"fil"', '"callable", "file", "hub"'],
+        ),
+        (
+            ["prompts.source={type='mixture', members={'a b'={source={type='file', path='x'}}}}"],
+            ["prompts.source.members:", '"a b" is no name', "[A-Za-z0-9]"],
+        ),
     ],
 )
 def test_wrong_setting_is_refused_with_key_value_and_what_is_allowed(
@@ -239,6 +264,11 @@ def test_wrong_setting_is_refused_with_key_value_and_what_is_allowed(
     for part in parts:
         assert part in message, message
     assert "more)" not in message
+
+
+def test_a_served_model_that_is_asked_once_may_say_what_is_likeliest() -> None:
+    settings = {"type": "server", "endpoints": [{"model": "m"}], "n": 1, "temperature": 0}
+    assert validate(ServedModel, settings, "model").temperature == 0
 
 
 def test_one_error_is_told_and_the_others_are_counted(recipes: Path) -> None:
