@@ -23,6 +23,7 @@ from trainers.examples import Pair, Single
 from trainers.interruption import noticed
 from trainers.lesson import Lesson, Trained
 from trainers.loop import Loop
+from trainers.memory import enough_for
 from trainers.metrics import METRICS
 from trainers.objective import Objective
 from trainers.packed import PackedPolicy, prove
@@ -36,6 +37,10 @@ def objective_of(config: TrainerConfig) -> Objective:
     return Objective(config.loss, config.beta, config.betas)
 
 
+@enough_for(
+    "while training",
+    'less is needed with trainer.dtype = "bfloat16", trainer.recompute = true, trainer.lora or more trainer.processes',
+)
 def train_policy(
     policy: Policy,
     lesson: Lesson,

@@ -184,6 +184,8 @@ class Loop:
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if not self.optimizer.state:
+            self.gradients.free()  # its first step takes twice the weights for good
         self.optimizer.step()
         self.weights.publish()
 

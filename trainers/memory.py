@@ -3,7 +3,8 @@
 import gc
 import logging
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,6 +35,22 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in words)
 
 
+@contextmanager
+def enough_for(work: str, mend: str) -> Iterator[None]:
+    """For ``work`` of which nothing can be halved. Raises TrainingError, which says to ``mend`` it where memory runs
+    out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory {work} ({_words(error)}); {mend}") from None
+
+
+def _words(error: Exception) -> str:
+    return (str(error) or "no memory").splitlines()[0]
+
+
 def halve_budget(budget: int, rows: Iterable[Row], error: Exception) -> int:
     """A token budget of half of what ``rows`` took at once, when memory ran out; what nobody holds is given back.
 
@@ -42,11 +59,10 @@ def halve_budget(budget: int, rows: Iterable[Row], error: Exception) -> int:
     """
     sizes = [group.tokens for group in group_rows(rows)]
     taken, largest = min(budget, sum(sizes)), max(sizes)
-    words = (str(error) or "no memory").splitlines()[0]
     if taken <= largest:
         raise TrainingError(
-            f"out of memory on a prompt and its completions of {largest} tokens, the least that runs at once ({words});"
-            " set trainer.recompute = true, or take shorter rows or fewer pairs a prompt"
+            f"out of memory on a prompt and its completions of {largest} tokens, the least that runs at once"
+            f" ({_words(error)}); set trainer.recompute = true, or take shorter rows or fewer pairs a prompt"
         )
     halved = max(largest, taken // 2)
     gc.collect()

@@ -8,7 +8,7 @@ from pipeline.protocols import Progress, silent
 from pipeline.types import Policy
 from trainers.checkpoints import load_model
 from trainers.examples import Example, Row
-from trainers.memory import halve_budget, is_out_of_memory
+from trainers.memory import enough_for, halve_budget, is_out_of_memory
 from trainers.packed import PackedPolicy, prove
 from trainers.packing import Pack, group_rows, pack, split_by_budget
 from trainers.weights import DTYPES
@@ -20,9 +20,10 @@ class Reference:
 
     Raises:
         ConfigError: ``lora`` asks for 4 bits, and they are impossible here.
-        TrainingError: the model cannot run on packed prompts.
+        TrainingError: the model cannot run on packed prompts, or memory is too small for it.
     """
 
+    @enough_for("loading the reference", 'it needs half as much with trainer.dtype = "bfloat16"')
     def __init__(self, policy: Policy, dtype: str, token_budget: int, lora: LoraConfig | None = None) -> None:
         if lora is not None and lora.quantise is not None:
             from trainers.adapters import load_base  # peft takes a second to import

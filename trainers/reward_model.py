@@ -22,6 +22,7 @@ from pipeline.store import write_json
 from trainers.checkpoints import STATE, load_tokenizer
 from trainers.examples import Pair
 from trainers.interruption import noticed
+from trainers.memory import enough_for
 from trainers.reward_base import load_base, save_reward_model
 from trainers.reward_loop import RewardLoop, RewardOutcome
 from trainers.rewards import ids_of
@@ -29,6 +30,7 @@ from trainers.rewards import ids_of
 MODEL, OUTCOME = "model", "outcome.json"
 
 
+@enough_for("while training", 'less is needed with dtype = "bfloat16", or by a smaller base')
 def train_reward_model(
     base: Path,
     pairs: Sequence[Pair],

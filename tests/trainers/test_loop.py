@@ -264,6 +264,35 @@ def test_any_other_error_is_no_lack_of_memory(error: Exception, lacks: bool) -> 
     assert is_out_of_memory(error) is lacks
 
 
+@pytest.mark.parametrize("place", ["trainers.dpo.load_model", "trainers.dpo.prove", "torch.optim.AdamW.step"])
+def test_memory_that_no_smaller_budget_mends_is_one_clear_error(
+    policy: Policy, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingError, match=r"^out of memory while training \(.* GiB\);"),
+    ):
+        patch.setattr(place, fail)
+        train_policy(policy, lesson, config(), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="out of memory loading the reference"):
+        patch.setattr("trainers.reference.load_model", fail)
+        known(policy, lesson.examples)
+    assert lines(tmp_path) == []
+
+
+def test_before_memory_for_the_optimiser_is_taken_the_gradients_give_back_theirs(
+    policy: Policy, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[bool] = []
+    free = Step.free
+    monkeypatch.setattr(Step, "free", lambda self: (freed.append(True), free(self)))
+    train_policy(policy, lesson, config(epochs=1), tmp_path)
+    assert len(freed) == 1  # and not at each step: what is kept is kept to be used again
+
+
 # ---------------------------------------------------------------------------------------------- guards and checks
 def test_a_guard_ends_the_training_before_the_update_of_its_step_and_says_why(
     policy: Policy, lesson: Lesson, tmp_path: Path
