@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.conversation import Reader, UnreadableError
 from pipeline.errors import ConfigError, DataError
 from pipeline.types import PreferencePair
-from trainers.encoded import Encoded, Tally
+from trainers.encoded import Encoded, Tally, pair_of
 from trainers.examples import Example, Pair, Row
-from trainers.records import Message, Record, Unusable, parse_record
+from trainers.records import Message, Unusable, parse_record
 
 Prompt = str | Sequence[Message]
 Answer = str | Message
@@ -48,7 +48,7 @@ class ConversationEncoder:
                 raise DataError(f"{where} is one completion with a label; allowed: pairs, with chosen and rejected")
             if not isinstance(record.prompt, str) and not self.tokenizer.chat_template:
                 raise ConfigError(f"{where} is a conversation, but the base model's tokenizer has no chat template")
-            return self._example(record, source)
+            return pair_of(record, self._rows(record.prompt, record.responses, record.template), source)
 
         return _encode_each(rows, make, name)
 
@@ -63,14 +63,6 @@ class ConversationEncoder:
             return Pair(chosen, rejected, pair.margin, 1.0, source, pair.prompt.id), {}
 
         return _encode_each(pairs, make, name)
-
-    def _example(self, record: Record, source: str) -> tuple[Example, dict[str, object]]:
-        chosen, rejected = self._rows(record.prompt, record.responses, record.template)
-        changes: dict[str, object] = {"contradicted": record.margin} if record.margin < 0 else {}
-        if record.swapped:
-            changes["swapped"] = record.preference
-        margin = max(record.margin, 0.0)
-        return Pair(chosen, rejected, margin, record.preference, record.source or source), changes
 
     def _rows(self, prompt: Prompt, answers: Sequence[Answer], keywords: Mapping[str, Any]) -> list[Row]:
         """A row an answer. The prompt is as much of it as all of them begin with; it tells prompts apart, no more."""

@@ -1,14 +1,14 @@
 """What became of a data set's rows: every row is an example, or is counted under the reason why it is not."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.errors import DataError
 from pipeline.types import PreferencePair
-from trainers.examples import Example
-from trainers.records import REASONS, Unusable
+from trainers.examples import Example, Pair, Row
+from trainers.records import REASONS, Record, Unusable
 
 ALTERED = {
     "truncated_prompt": "the prompt is cut to its end by max_prompt_tokens",
@@ -17,7 +17,7 @@ ALTERED = {
     "other_ids": "the ids it has beside its text are another tokenizer's, so the text is encoded",
     "without_eos": "completions end without EOS, because the tokenizer has none",
     "swapped": "chosen and rejected are swapped, because the preference is below one half",
-    "contradicted": "the scores contradict the choice; the margin is taken as 0",
+    "contradicted": "the scores contradict the choice; the margin counts as 0, but for modpo, whose is another's",
 }
 """What was done to rows that were kept. A row can be counted under several."""
 
@@ -56,6 +56,16 @@ class RowEncoder(Protocol):
 
     def own_pairs(self, pairs: Iterable[PreferencePair], name: str, source: str = "") -> Encoded:
         """Of a run's own pairs."""
+
+
+def pair_of(record: Record, rows: Sequence[Row], source: str) -> tuple[Pair, dict[str, object]]:
+    """The record's pair as token ids, and what was done to it: keys of :data:`ALTERED`. ``source`` is for a record that
+    names none."""
+    changes: dict[str, object] = {"contradicted": record.margin} if record.margin < 0 else {}
+    if record.swapped:
+        changes["swapped"] = record.preference
+    chosen, rejected = rows
+    return Pair(chosen, rejected, record.margin, record.preference, record.source or source, record.prompt_id), changes
 
 
 class Tally:

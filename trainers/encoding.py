@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import DataError
 from pipeline.types import PreferencePair
-from trainers.encoded import Encoded, Tally
+from trainers.encoded import Encoded, Tally, pair_of
 from trainers.examples import Example, Pair, Row, Single
 from trainers.records import Message, Record, Unusable, parse_record, text_of
 from trainers.rendering import Rendered, Renderer
@@ -211,17 +211,12 @@ class Encoder:
         longest = max(map(len, rows))
         if self.max_length is not None and longest > self.max_length:
             raise Unusable("too_long", f"{longest} tokens")
-        source = record.source or source
         if record.desirable is not None:
-            return Single(rows[0], record.desirable, source, record.prompt_id), changes
+            return Single(rows[0], record.desirable, record.source or source, record.prompt_id), changes
         if completions[0] == completions[1]:
             raise Unusable("identical", record.responses[0])
-        if record.margin < 0:
-            changes["contradicted"] = record.margin
-        if record.swapped:
-            changes["swapped"] = record.preference
-        margin = max(record.margin, 0.0)
-        return Pair(rows[0], rows[1], margin, record.preference, source, record.prompt_id), changes
+        pair, more = pair_of(record, rows, source)
+        return pair, changes | more
 
     def _with_start(self, ids: Sequence[int], plain: bool) -> tuple[int, ...]:
         prompt = (*self._plain_start, *ids) if plain else tuple(ids)

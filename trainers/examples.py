@@ -25,7 +25,8 @@ class Pair:
     chosen: Row
     rejected: Row
     margin: float = 0.0
-    """Judge's score of chosen minus that of rejected, ≥ 0, in the judge's units; 0 where it gave none."""
+    """Judge's score of chosen minus that of rejected, in the judge's units; 0 where it gave none. Below 0 only where a
+    data set's scores contradict its choices, as another objective's may."""
     preference: float = 1.0
     """Probability that chosen is the better one, in [0.5, 1]: below 1 it is a soft label."""
     source: str = ""

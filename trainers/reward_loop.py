@@ -163,7 +163,7 @@ class RewardLoop:
             chosen, rejected = self.rewards.of([row for pair in part for row in pair.rows]).view(-1, 2).unbind(1)
             margins, preferences = (
                 torch.tensor(each, device=chosen.device)
-                for each in ([pair.margin for pair in part], [pair.preference for pair in part])
+                for each in ([max(pair.margin, 0.0) for pair in part], [pair.preference for pair in part])
             )
             losses = bradley_terry(
                 chosen, rejected, margins, preferences, self.config.margin_weight, self.config.centring

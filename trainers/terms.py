@@ -136,7 +136,7 @@ def pair_losses(term: c.LossConfig, batch: Batch, state: State) -> Tensor:
         case c.LengthNormalisedSigmoidLoss():
             return sigmoid_length_normalised(*pairs, *lengths, beta)
         case c.OffsetLoss():
-            return odpo(*pairs, margins, beta, term.alpha, term.scaling)
+            return odpo(*pairs, margins.clamp(min=0), beta, term.alpha, term.scaling)
         case c.LengthRegularisedLoss():
             return r_dpo(*pairs, *lengths, beta, term.alpha)
         case c.PositiveLoss():

@@ -68,7 +68,7 @@ def test_an_encoder_reads_its_own_special_tokens_around_plain_text(tmp_path: Pat
 def test_margins_soft_labels_and_swaps_are_kept(tmp_path: Path) -> None:
     path = reward_model(tmp_path)
     rows = [
-        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0, "prompt_id": "p1"},
         {"prompt": "q", "chosen": "a", "rejected": "b", "preference": 0.2},
         {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1.0, "score_rejected": 3.0},
         {"prompt": "q", "chosen": "a", "rejected": "a"},
@@ -77,10 +77,10 @@ def test_margins_soft_labels_and_swaps_are_kept(tmp_path: Path) -> None:
     found = encoder(path, longest=64).encode(rows, "rows")
     margin, soft, contradicted = found.examples
     assert isinstance(margin, Pair) and isinstance(soft, Pair) and isinstance(contradicted, Pair)
-    assert margin.margin == 2.0
+    assert (margin.margin, margin.prompt_id) == (2.0, "p1")
     assert soft.preference == 0.8
     assert soft.chosen == margin.rejected
-    assert contradicted.margin == 0.0
+    assert contradicted.margin == -2.0
     assert found.dropped == {"identical": 1, "too_long": 1}
     assert found.altered == {"swapped": 1, "contradicted": 1}
 

@@ -258,7 +258,7 @@ def test_margin_preference_and_source_come_from_their_columns() -> None:
     ]  # fmt: skip
     encoded = encoder(TOKENIZERS["adds none"]()).encode([row | extra for extra in extras], source="named")
     pairs = [example for example in encoded.examples if isinstance(example, Pair)]
-    assert [pair.margin for pair in pairs] == [0.5, 1.5, 0, 0, 2.0, 0, 0, 0]
+    assert [pair.margin for pair in pairs] == [0.5, 1.5, 0, 0, 2.0, 0, -1, -1]
     assert [pair.preference for pair in pairs] == [1, 1, 1, 0.75, 0.75, 1, 1, 1]
     assert [pair.source for pair in pairs] == ["named"] * 3 + ["given"] + ["named"] * 4
     swapped = [pair.chosen == pairs[0].rejected for pair in pairs]

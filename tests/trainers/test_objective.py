@@ -174,6 +174,14 @@ def test_margins_reach_the_losses_that_take_them() -> None:
     completions = make_completions()
     offset = losses(term("odpo", alpha=0.4, scaling="identity"), completions=completions)
     assert torch.equal(offset, odpo(*pairs(completions), EVERY.margins, BETA, 0.4, "identity"))
+    against, none = replace(EVERY, margins=-EVERY.margins), replace(EVERY, margins=EVERY.margins * 0)
+    for name, same in (
+        ("odpo", True),
+        ("modpo", False),
+    ):  # a contradicted choice's offset is none; MODPO's is another's
+        terms = term(name, scaling="identity") if name == "odpo" else term(name)
+        found = [losses(terms, completions=completions, comparisons=each) for each in (against, none)]
+        assert torch.equal(*found) == same
     for name in ("odpo", "modpo"):
         doubled = losses(term(name), completions=completions, comparisons=replace(EVERY, margins=2 * EVERY.margins))
         assert (doubled > losses(term(name), completions=completions)).all()
