@@ -308,6 +308,17 @@ def test_out_of_memory_halves_the_budget_until_a_pair_is_too_much(
         loop.step(1)
 
 
+def test_memory_that_no_smaller_budget_mends_is_one_clear_error(
+    base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torch.optim.AdamW.step", fail)
+    with pytest.raises(TrainingError, match=r"^out of memory while training .* by a smaller base$"):
+        train_reward_model(base, pairs, (), config(), 0, tmp_path)
+
+
 def test_memory_that_runs_out_while_measuring_leaves_the_training_as_it_is(
     base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
