@@ -24,7 +24,7 @@ from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
 from pipeline.pairing.columns import Floats, Shard, array, flat_scores, joined, presence
 from pipeline.pairing.lengths import controls_length, lengths_of
-from pipeline.pairing.shards import first_margins, pair
+from pipeline.pairing.shards import Paired, first_margins, pair
 from pipeline.pairing.yardstick import Yardstick, needs_scores, with_cutoff, yardstick_of
 from pipeline.protocols import Progress
 from pipeline.store import Artifact, Draft, Spec, sync
@@ -181,7 +181,11 @@ def _make_shard(
     draft: Draft, number: int, shards: Iterable[Shard], config: PairingConfig, yardstick: Yardstick, origin: Origin
 ) -> None:
     """Pairs and drops of some shards. The drops are on disk first, so that a shard that is there has its drops."""
-    paired = [pair(shard, config, yardstick, origin) for shard in _joined(shards)]
+
+    def paired_of(shard: Shard) -> Paired:
+        return pair(shard, config, yardstick, origin)
+
+    paired = list(map(paired_of, _joined(shards)))  # a loop's variable would keep each shard while the next is read
     dropped = pa.concat_tables([DROPS.empty_table(), *(one.dropped for one in paired)])
     counts = {"groups": str(sum(one.groups for one in paired)), "kept": str(sum(one.kept for one in paired))}
     file = _drops_file(draft, number)

@@ -13,6 +13,7 @@ from pipeline.tables import CANDIDATE_FIELDS, PAIRS, PROMPTS
 
 LARGE = ["text", "token_ids"]
 """Columns of candidates that are not copied more often than need be."""
+SMALL = [name for name, _ in CANDIDATE_FIELDS if name not in LARGE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,8 @@ def pairs_of(shard: Shard, columns: Columns, scores: Floats, found: Comparisons,
 
 
 def _rows(shard: Shard, rows: Indices) -> Mapping[str, pa.ChunkedArray]:
-    small = shard.candidates.drop_columns(LARGE).take(pa.array(rows))
-    return {name: small[name] for name in small.column_names} | {
-        name: taken(shard.candidates[name], rows) for name in LARGE
-    }
+    small = shard.candidates.select(SMALL).take(pa.array(rows))
+    return {name: small[name] for name in SMALL} | {name: taken(shard.candidates[name], rows) for name in LARGE}
 
 
 def pair_ids(prompt_ids: pa.ChunkedArray, columns: Columns, found: Comparisons, origin: Origin) -> pa.StringArray:
