@@ -151,7 +151,7 @@ def make_prompts(
         }  # fmt: skip
         return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)
 
-    return place.store.make(Spec("prompts", 4, {**settings_of(config), "seed": seed}, inputs), load)
+    return place.store.make(Spec("prompts", 5, {**settings_of(config), "seed": seed}, inputs), load)
 
 
 def _that_fit(session: Session, policy: Policy) -> PromptsConfig:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Columns, PromptsConfig
-from pipeline.prompts.turns import ASSISTANT, Unusable, before_answer, is_transcript, read_turns
+from pipeline.prompts.turns import ASSISTANT, Unusable, before_answer, check_turns, is_transcript, read_turns
 from pipeline.store import digest
 from pipeline.types import Message
 
 OF_A_FUNCTION = Columns()
 ANSWERED = Columns(answer="answer")
 """A function's rows are made for us: they may have an answer or not."""
+NO_TOOLS = (None, [], {}, "", "[]", "{}", "null")
+"""How data sets write that a conversation has no tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ def parse(raw: Any, number: int, source: str, columns: Columns | None, config: P
         columns = OF_A_FUNCTION if raw.get("answer") is None else ANSWERED
     content, answer = _needed(raw, columns.prompt), columns.answer and _scalar(raw, columns.answer, needed=True)
     system = None if columns.system is None else _text_or_none(raw, columns.system)
+    if config.template == "chat" and find(raw, "tools") not in NO_TOOLS:
+        raise Unusable("has 'tools'; prompts hold messages alone")
     messages = _conversation(content, columns.prompt, system, config)
     text = messages[-1]["content"] if messages else _plain(content, config.cut_answers)
     if bos and not messages:
@@ -148,6 +152,7 @@ def _conversation(content: Any, column: str, system: str | None, config: Prompts
     messages = read_turns(content, column)
     if config.cut_answers:
         messages = before_answer(messages)
+    check_turns(content, len(messages))
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "nobody"
         raise Unusable(f"{column!r} ends with a message of {last!r}; allowed: 'user'")

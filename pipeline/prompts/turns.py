@@ -14,6 +14,9 @@ ROLES = {
     "system": "system",
 }  # fmt: skip
 """What ShareGPT's ``from`` and hh-rlhf's transcripts call the roles."""
+SPEAKERS = ("system", "user", "assistant")
+OF_TOOLS = ("tool_calls", "function_call", "tool_call_id")
+"""What a message says beside its role and its content."""
 
 
 class Unusable(Exception):
@@ -54,6 +57,20 @@ def _message(turn: Any) -> Message:
             raise Unusable(f"has a message from {turn['from']!r}; allowed: {', '.join(ROLES)}")
         return Message(role=ROLES[turn["from"]], content=turn["value"])
     return Message(role=turn["role"], content=turn["content"])
+
+
+def check_turns(content: Any, count: int) -> None:
+    """Refuse what a prompt cannot hold, which would be lost without a word, in the first ``count`` messages of what
+    :func:`read_turns` has read.
+
+    Raises:
+        Unusable: a message calls a tool, or is of somebody else than ``SPEAKERS``.
+    """
+    for turn in [] if isinstance(content, str) else content[:count]:
+        if of_tools := [name for name in OF_TOOLS if turn.get(name)]:
+            raise Unusable(f"has a message with {of_tools[0]!r}; prompts hold role and content alone")
+        if "from" not in turn and turn["role"] not in SPEAKERS:
+            raise Unusable(f"has a message of {turn['role']!r}; allowed: {', '.join(SPEAKERS)}")
 
 
 def before_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -11,7 +11,7 @@ from pipeline.types import Prompt
 
 CHAT = (
     "{{ bos_token }}{% for turn in messages %}"
-    "{% if turn.role not in ('system', 'user', 'assistant') %}{{ raise_exception('no such role') }}{% endif %}"
+    "{% if turn.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
     "{{ turn.role }}, {{ turn.content }}.{% endfor %}{% if add_generation_prompt %}assistant, {% endif %}"
 )
 FRUIT = ["apple", "pear", "plum", "cherry", "quince", "fig", "date", "lime"]

@@ -78,9 +78,13 @@ def test_plain_transcript_is_cut_where_its_last_answer_begins(source: Source) ->
 
 
 def test_conversation_that_ends_with_an_answer_is_used_only_where_answers_are_cut(source: Source) -> None:
-    turns = [{"role": "user", "content": "hi"}, *({"role": "assistant", "content": text} for text in "ab")]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "hi"},
+        *({"role": "assistant", "content": text} for text in "ab"),
+    ]
     with pytest.raises(DataError, match="ends with a message of 'assistant'"):
         load_prompts(source([{"prompt": turns}], template="chat"), None)
+    turns[-1]["tool_calls"] = [{"id": "1"}]  # it is cut off too
     assert said(only(source([{"prompt": turns}], template="chat", cut_answers=True))) == ["user: hi"]
 
 
@@ -119,10 +123,27 @@ def test_a_message_alone_is_the_same_prompt_as_its_text_and_another_system_messa
         ({"prompt": [{"role": "assistant", "content": "a"}]}, "chat", "ends with a message of 'assistant'"),
         ({"prompt": [{"role": "user", "content": "a"}]}, "plain", 'needs prompts.template = "chat"'),
         (
-            {"prompt": [{"role": "critic", "content": "a"}, {"role": "user", "content": "b"}]},
+            {"prompt": [{"role": "usr", "content": "a"}, {"role": "user", "content": "b"}]},
             "chat",
-            "refused by the chat template: no such role",
+            "has a message of 'usr'; allowed: system, user, assistant",
         ),
+        (
+            {"prompt": [{"role": role, "content": "a"} for role in ("user", "system", "user")]},
+            "chat",
+            "refused by the chat template: system comes first",
+        ),
+        (
+            {"prompt": [{"role": "assistant", "content": "", "tool_calls": [1]}, {"role": "user", "content": "a"}]},
+            "chat",
+            "has a message with 'tool_calls'; prompts hold role and content alone",
+        ),
+        (
+            {"prompt": [{"role": "tool", "tool_call_id": "1", "content": "4"}, {"role": "user", "content": "a"}]},
+            "chat",
+            "has a message with 'tool_call_id'",
+        ),
+        ({"prompt": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "chat", "has 'tools'"),
+        ({"prompt": "and tomorrow?", "tools": '[{"type": "function"}]'}, "chat", "has 'tools'"),
         ({"prompt": "a<bos>b"}, "plain", "has the BOS token '<bos>'"),
         ({"prompt": "<bos>b"}, "chat", "has the BOS token '<bos>'"),
         ({"prompt": "a", "id": ["x"]}, "plain", "'id' is a list"),
