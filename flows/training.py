@@ -82,7 +82,7 @@ def has_examples(pairs: Artifact, share: float) -> bool:
 
 def reference(session: Session, pairs: Artifact, policy: Policy, prompts: Artifact, label: str) -> Artifact:
     """log π_ref of every completion of the pairs, once, for all epochs, sweeps and resumes."""
-    material = _of_round(pairs, policy, prompts, held_out_share(session, prompts))
+    material = _of_round(session, pairs, policy, prompts)
     return session.store.make(*score(session, material, policy, session.config.trainer, label))
 
 
@@ -96,7 +96,7 @@ def train(
     round: int,
 ) -> Artifact:
     """The next policy, under ``policy/``, with ``metrics.jsonl`` beside it. ``initial`` is for a figure alone."""
-    material = _of_round(pairs, policy, prompts, held_out_share(session, prompts))
+    material = _of_round(session, pairs, policy, prompts)
     trainer = session.config.trainer
     rate = trainer.learning_rate * trainer.learning_rate_decay**round
     trainer = trainer.model_copy(update={"learning_rate": rate})
@@ -119,8 +119,9 @@ def average(session: Session, old: Policy, new: Policy) -> Artifact:
     return session.store.make(spec, build)
 
 
-def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact, share: float) -> Material:
-    """``share`` of the prompts is held out, replayed pairs like fresh ones; a reference scores all of them."""
+def _of_round(session: Session, pairs: Artifact, policy: Policy, prompts: Artifact) -> Material:
+    """A share of the prompts is held out, replayed pairs like fresh ones; a reference scores all of them."""
+    share, logits = held_out_share(session, prompts), session.config.soft_verdicts
 
     def read() -> Examples:
         from trainers.checkpoints import load_specials
@@ -131,7 +132,8 @@ def _of_round(pairs: Artifact, policy: Policy, prompts: Artifact, share: float) 
         for pair in read_pairs(pairs.table()):
             sides[is_held_out(pair.prompt.token_ids, share)].append(pair)
         different = list(dict.fromkeys(prompt.token_ids for prompt in read_held_out(prompts)))
-        return Examples(encode_pairs(sides[False], specials), encode_pairs(sides[True], specials), different[:SAMPLED])
+        training, held_out = (encode_pairs(sides[side], specials, logits=logits) for side in (False, True))
+        return Examples(training, held_out, different[:SAMPLED])
 
     return Material({"pairs": pairs.key}, {"pairs": pairs.key}, read, share)
 
@@ -190,7 +192,7 @@ def learn(
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
     # The tokenizer is saved with the next policy, and says which completions were cut.
     inputs = {**material.examples, "policy": policy.digest, "files": files_digest(policy.path), **keys}
-    spec = Spec("train", 5, config, inputs)
+    spec = Spec("train", 6, config, inputs)
 
     def build(draft: Draft) -> Artifact:
         place.free_device("train")

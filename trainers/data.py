@@ -93,7 +93,7 @@ def text_row(pair: PreferencePair) -> dict[str, Any]:
     chosen, rejected = ([{"role": "assistant", "content": text}] if turns else text for text in texts)
     return {
         "prompt": list(turns) if turns else pair.prompt.text, "chosen": chosen, "rejected": rejected,
-        "margin": pair.margin, "prompt_id": pair.prompt.id,
+        "margin": pair.margin, "prompt_id": pair.prompt.id, "source": pair.prompt.source,
     }  # fmt: skip
 
 

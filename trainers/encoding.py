@@ -7,7 +7,9 @@ gets the ids that follow the prompt's when both are encoded as one text. Where o
 it is encoded apart from the prompt, whose last token no sampler can take back.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -41,13 +43,23 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Specia
 
 
 # ---------------------------------------------------------------------------------------------- our own pairs
-def encode_pairs(pairs: Iterable[PreferencePair], specials: Specials, source: str = "") -> list[Pair]:
-    """Every pair as its own sampled ids. Raises DataError as :func:`pair_rows` does."""
-    return [pair_rows(pair, *specials, source) for pair in pairs]
+def encode_pairs(
+    pairs: Iterable[PreferencePair], specials: Specials, source: str = "", *, logits: bool = False
+) -> list[Pair]:
+    """Every pair as its own sampled ids. Raises DataError as :func:`pair_rows` does.
+
+    Args:
+        logits: scores are Bradley-Terry strengths, so that a pair's margin says how probable its label is.
+    """
+    encoded = [pair_rows(pair, *specials, source) for pair in pairs]
+    return [replace(each, preference=1 / (1 + math.exp(-each.margin))) for each in encoded] if logits else encoded
 
 
 def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int], source: str = "") -> Pair:
     """A pair as the very ids that were sampled, with the judge's margin.
+
+    Args:
+        source: of a pair whose prompt names none.
 
     Raises:
         DataError: an empty prompt or completion, a prompt that begins with two BOS, or an EOS that is not the
@@ -67,7 +79,7 @@ def pair_rows(pair: PreferencePair, bos: int | None, eos: frozenset[int], source
                 f" ({', '.join(map(str, sorted(eos)))}) nowhere but at its end"
             )
     chosen, rejected = Row(prompt, pair.chosen.token_ids), Row(prompt, pair.rejected.token_ids)
-    return Pair(chosen, rejected, margin=pair.margin, source=source, prompt_id=pair.prompt.id)
+    return Pair(chosen, rejected, margin=pair.margin, source=pair.prompt.source or source, prompt_id=pair.prompt.id)
 
 
 # ---------------------------------------------------------------------------------------------- text

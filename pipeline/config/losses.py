@@ -29,7 +29,8 @@ class SigmoidLoss(BetaTerm):
     type: Literal["sigmoid"]
     label_smoothing: Smoothing = 0.0
     soft_labels: bool = False
-    """Use the probabilities the judge gave, where it gave any."""
+    """Use the probability that the chosen one is better: of a data set its column ``preference``; in rounds that of the
+    judge's Bradley-Terry strengths, which only a pairwise judge of all pairs gives."""
 
 
 class RobustLoss(BetaTerm):
@@ -70,7 +71,8 @@ class PositiveLoss(BetaTerm):
 
 
 class MultiObjectiveLoss(BetaTerm):
-    """MODPO: the judge's margin is another objective's, and counts beside the labels."""
+    """MODPO: the data set's margin is another objective's, and counts beside the labels. Not in rounds: their margins
+    are of the judge that labels."""
 
     type: Literal["modpo"]
     share: float = Field(0.5, gt=0, le=1)
@@ -155,7 +157,8 @@ class SppoLoss(BetaTerm):
 
     type: Literal["sppo"]
     soft_labels: bool = False
-    """Use the probabilities the judge gave, where it gave any."""
+    """Use the probability that the chosen one is better: of a data set its column ``preference``; in rounds that of the
+    judge's Bradley-Terry strengths, which only a pairwise judge of all pairs gives."""
 
 
 class AotPairedLoss(BetaTerm):

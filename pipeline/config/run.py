@@ -8,7 +8,7 @@ from pipeline.config.base import CONDITION, Fraction, Strict
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.gate import GATE_METRICS, GateConfig
 from pipeline.config.health import HealthConfig
-from pipeline.config.judge import HumanJudge, JudgeConfig, PanelJudge
+from pipeline.config.judge import HumanJudge, JudgeConfig, PairwiseJudge, PanelJudge
 from pipeline.config.pairing import PairingConfig
 from pipeline.config.policy import PolicyConfig
 from pipeline.config.prompts import PromptsConfig
@@ -65,6 +65,37 @@ class RunConfig(Strict):
                     f" >=, <=, >, < and a metric of {', '.join(allowed)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _losses_read_what_rounds_have(self) -> Self:
+        for term in self.trainer.loss:
+            if term.type == "modpo":
+                raise ValueError(
+                    "trainer.loss: 'modpo' subtracts another objective's margins, and those of a round are of the judge"
+                    " that labels; allowed: every other loss here, and 'modpo' in ratchet train"
+                )
+            if getattr(term, "soft_labels", False) and not self.soft_verdicts:
+                raise ValueError(
+                    f"trainer.loss: soft_labels of {term.type!r} need probabilities, and the judge,"
+                    f" {self.judge.type!r}, gives none; allowed: type 'pairwise' with schedule 'all_pairs'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _betas_are_of_members(self) -> Self:
+        members = self.prompts.weights or {}
+        for name in self.trainer.betas.keys() - members:
+            raise ValueError(
+                f"trainer.betas.{name}: no pair will be of that source; allowed: the members of prompts.source,"
+                f" {', '.join(sorted(members)) or 'which is one source here, without any'}"
+            )
+        return self
+
+    @property
+    def soft_verdicts(self) -> bool:
+        """Whether the judge that labels gives Bradley-Terry strengths, in logits: a margin says how probable it is that
+        one is better."""
+        return isinstance(self.judge, PairwiseJudge) and self.judge.schedule == "all_pairs"
 
     @model_validator(mode="after")
     def _nobody_waits_for_people_to_evaluate(self) -> Self:

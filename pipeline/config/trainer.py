@@ -39,7 +39,8 @@ class TrainerConfig(Strict):
     """Weighted sum of these terms."""
     beta: float = Field(0.1, gt=0)
     betas: dict[str, Positive] = {}
-    """β of pairs by their source, a data set or a judge's axis; others take ``beta``."""
+    """β of pairs by their source: a data set or what its rows name; in rounds, the member of the prompts' mixture.
+    Others take ``beta``."""
     reference: Literal["previous", "initial", "ema", "lora_base", "none"] = "previous"
     """Policy the log-ratios are taken against: the one that sampled, the very first, a moving average of all that were
     promoted, the weights under the adapters, or none (log-ratios are log-probabilities). Adapters are merged at the end
@@ -95,6 +96,13 @@ class TrainerConfig(Strict):
         of_tokens = [term.type for term in self.loss if term.type in ("ld_dpo", "tdpo1", "tdpo2")]
         if self.reference == "none" and of_tokens:
             raise ValueError(f"reference 'none' does not go with loss {of_tokens[0]!r}, which takes it token by token")
+        return self
+
+    @model_validator(mode="after")
+    def _guarded_by_what_there_is(self) -> "TrainerConfig":
+        for name in ("kl", "displacement"):
+            if self.reference == "none" and getattr(self.guards, name) is not None:
+                raise ValueError(f"guards.{name} is measured against the reference, and reference is 'none'")
         return self
 
     @model_validator(mode="after")

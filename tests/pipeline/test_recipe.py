@@ -41,6 +41,9 @@ likes_pizza = { type = "regex", pattern = "pizza", when = "^${who}" }
 """
 
 
+MIXTURE = "{type='mixture', members={code={source={type='file', path='a'}}, maths={source={type='file', path='b'}}}}"
+
+
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     (tmp_path / "food.toml").write_text(FOOD)
@@ -227,6 +230,18 @@ def test_unknown_variable_lists_the_known_ones(recipes: Path) -> None:
         (["trainer.loss=[{type = 'nll', weight = 0}]"], ["trainer.loss.0.weight: 0", "a number > 0"]),
         (["trainer.loss=[]"], ["trainer.loss: []", "an array with at least 1 entry"]),
         (["trainer.loss=[{type = 'nll'}]"], ["trainer.loss:", '"nll"', "prefers chosen over rejected"]),
+        (["trainer.loss=[{type = 'modpo'}]"], ["trainer.loss: 'modpo' subtracts another objective's", "ratchet train"]),
+        (
+            ["trainer.loss=[{type = 'sppo', soft_labels = true}]"],
+            ["trainer.loss: soft_labels of 'sppo'", "the judge, 'rules', gives none", "'pairwise'", "'all_pairs'"],
+        ),
+        (["trainer.betas.safe=0.3"], ["trainer.betas.safe: no pair will be of that source", "one source here"]),
+        (
+            ["trainer.betas.safe=0.3", f"prompts.source={MIXTURE}"],
+            ["trainer.betas.safe: no pair", "the members of prompts.source, code, maths"],
+        ),
+        (["trainer={reference='none', guards={kl=1.0}}"], ["trainer: guards.kl is measured against the reference"]),
+        (["trainer={reference='none', guards={displacement=1.0}}"], ["trainer: guards.displacement is measured"]),
         (["policy.corpus.function=make"], ["policy.corpus.function:", '"make"', "'module:function'"]),
         (["policy.hidden_size=100"], ["policy: hidden_size 100", "a multiple of 2 × heads"]),
         (["prompts.held_out=0"], ["food: prompts.held_out: 0", "1 or more"]),
@@ -309,6 +324,17 @@ def test_functions_are_looked_for_in_every_corner_of_the_config(recipes: Path, t
         config = load_recipe("food", recipes, [f"{key}={call}"])
         with pytest.raises(ConfigError, match=rf"^{key}.call: .*mine.py is not Python"):
             check_calls(config)
+
+
+def test_soft_labels_and_betas_by_source_are_taken_where_rounds_have_them(recipes: Path) -> None:
+    judge = "judge={type='pairwise', schedule='SCHEDULE', endpoints=[{model='m', base_url='http://127.0.0.1:1/v1'}]}"
+    soft = "trainer.loss=[{type='sigmoid', soft_labels=true}]"
+    betas = ["trainer.betas.maths=0.3", f"prompts.source={MIXTURE}"]
+    evaluation = "evaluation.judge={type='rules', rules={likes={type='regex', pattern='a'}}}"
+    config = load_recipe("food", recipes, [judge.replace("SCHEDULE", "all_pairs"), soft, evaluation, *betas])
+    assert config.soft_verdicts
+    with pytest.raises(ConfigError, match="soft_labels of 'sigmoid' need probabilities, and the judge, 'pairwise'"):
+        load_recipe("food", recipes, [judge.replace("SCHEDULE", "knockout"), soft, evaluation])
 
 
 def test_loading_a_recipe_imports_nothing_heavy(recipes: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,21 @@ def test_a_pair_becomes_its_own_sampled_ids() -> None:
     assert encoded == Pair(Row((BOS, A), (A, EOS)), Row((BOS, A), (B, B)), pair.margin, 1.0, "helpful", "p")
     assert encoded == pair_rows(pair, BOS, ENDS, "helpful")
     assert [len(row) for row in encoded.rows] == [4, 4]
+
+
+def test_bradley_terry_strengths_say_how_probable_a_label_is() -> None:
+    sure, close = (replace(make_pair((A, EOS), (B, B)), score_chosen=score) for score in (40.0, math.log(3)))
+    assert [pair.preference for pair in encode_pairs([sure, close], (BOS, ENDS))] == [1.0, 1.0]
+    soft = encode_pairs([sure, close], (BOS, ENDS), logits=True)
+    assert [pair.preference for pair in soft] == pytest.approx([1.0, 0.75])
+    assert [pair.margin for pair in soft] == [40.0, math.log(3)]
+
+
+def test_a_pair_is_of_its_prompts_source_which_selects_its_beta() -> None:
+    pair = make_pair((A, EOS), (B, B))
+    member = replace(pair, prompt=replace(pair.prompt, source="maths"))
+    assert [each.source for each in encode_pairs([pair, member], (BOS, ENDS), "run")] == ["run", "maths"]
+    assert [each.source for each in encode_pairs([pair, member], (BOS, ENDS))] == ["", "maths"]
 
 
 @pytest.mark.parametrize(
