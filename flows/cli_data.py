@@ -67,7 +67,7 @@ def data(
 ) -> None:
     """Make preference data without training: models answer, a judge scores, pairs come out. Goes on after a kill."""
     config, asked = load_data_recipe(recipe, RECIPES / "data", settings or []), named_run(recipe, name, workspace)
-    do(Work(_cost, _made, _export_and_train), config, asked, dry_run=dry_run, quiet=quiet, as_json=as_json)
+    do(Work(_cost, _made, next_of), config, asked, dry_run=dry_run, quiet=quiet, as_json=as_json)
 
 
 def pair(
@@ -181,9 +181,9 @@ def _made(config: DataConfig, name: str, workspace: str, quiet: bool) -> dict[st
     return preference_data(config, name, workspace, quiet)
 
 
-def _export_and_train(made: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
+def next_of(made: Run, status: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to do with the data; without a pair there is nothing to train on."""
     at = in_workspace(made)
-    return [
-        ("next", f"{command()} export {made.name} --to ./{made.name}{at}"),
-        ("", f"{command()} train {made.name} --policy …{at}"),
-    ]
+    export = ("next", f"{command()} export {made.name} --to ./{made.name}{at}")
+    paired = any(entry["pairs"] for entry in status["rounds"])
+    return [export, *([("", f"{command()} train {made.name} --policy …{at}")] if paired else [])]

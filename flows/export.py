@@ -19,7 +19,7 @@ from flows.pairing import PairedAnew, repair
 from pipeline.errors import ConfigError
 from pipeline.export.cards import UNKNOWN, Terms
 from pipeline.export.dataset import KIND as DATASET
-from pipeline.export.dataset import export_data, open_rounds
+from pipeline.export.dataset import export_data, has_pairs, open_rounds
 from pipeline.export.folder import check_destination
 from pipeline.export.policy import KIND as MODEL
 from pipeline.export.policy import export_policy, find_policy
@@ -141,7 +141,9 @@ class _Request:
             made = repair(run, self.console, rounds=self.rounds, overrides=self.overrides)
             run = run if all(each["own"] for each in made["rounds"]) else PairedAnew(run, made)
         if self.data:
-            open_rounds(run, self.rounds)
+            opened = open_rounds(run, self.rounds)
+            if self.overrides and not has_pairs(opened):
+                raise ConfigError(f"run {run.name!r} has no pair by {', '.join(self.overrides)}")
         return replace(self, run=run)
 
 
@@ -183,14 +185,13 @@ def _to_hub(request: _Request, repo: str, private: bool, move_tags: bool) -> dic
 
 
 def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
-    """A revision a round, oldest first; each has the rounds before it. Those without pairs so far are left out."""
-    run, opened = request.run, open_rounds(request.run, request.rounds)
-    numbers = [made.number for _, made in opened]
-    first = next(at for at, (_, made) in enumerate(opened) if made.pairs.manifest["rows"])
+    """A revision a round, oldest first; each has the rounds before it."""
+    run = request.run
+    numbers = [made.number for _, made in open_rounds(run, request.rounds)]
     prepared: list[Path] = []
     pushes: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
-    for at in range(first, len(numbers)):
+    for at in range(len(numbers)):
         tag = f"round-{numbers[at]:03d}"
         folder = _prepared(run, "data", tag, request.terms, [*numbers[: at + 1], *sorted(request.overrides)])
         with request.console.stage(f"data {tag}") as progress:

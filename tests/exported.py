@@ -6,7 +6,7 @@ Candidate j of a prompt scores j. What is special:
     prompt 1   its best candidate was cut at the token limit
     prompt 2   the judge abstains on its best candidate
     prompt 3   three pairs: 3 > 0, 3 > 1, 1 > 0
-    the last   all scores are equal: dropped
+    the last   all scores are equal, where ``ties``: dropped
 """
 
 from collections.abc import Callable, Mapping
@@ -58,6 +58,7 @@ class Making:
     """A round."""
     n: int = 4
     chat: bool = False
+    ties: bool = True
     panel: bool = False
     models: tuple[str, ...] = ()
     """Others' models that answer, in turn: their text alone, no policy and no training."""
@@ -172,7 +173,7 @@ def own_pairs(run: Run, number: int) -> list[dict[str, Any]]:
 
 
 def _group(making: Making, number: int, k: int) -> Group:
-    last = k == making.prompts - 1
+    last = making.ties and k == making.prompts - 1
     text = f"{making.text} number {k} of round {number}"
     messages = (Message(role="user", content=text),) if making.chat else ()
     source = making.sources[k % len(making.sources)]

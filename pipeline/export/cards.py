@@ -122,7 +122,8 @@ def _data_front(run: Run, rows: Mapping[str, int], terms: Terms) -> str:
         }
         for config in rows
     ]  # fmt: skip
-    size = next((name for limit, name in SIZES.items() if rows["default"] < limit), "100M<n<1B")
+    count = next(iter(rows.values()))  # of ``default``, where there are pairs
+    size = next((name for limit, name in SIZES.items() if count < limit), "100M<n<1B")
     front: str = DatasetCardData(
         language=list(terms.languages) or None, license=terms.licence, pretty_name=_pretty(run),
         size_categories=[size], task_categories=["text-generation"],

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import environment
+from flows.cli_data import next_of
 from flows.trace import LIMIT
 from pipeline.errors import ConfigError, DataError, HubError, StoreError
 from pipeline.export import folder
@@ -170,6 +171,15 @@ def test_pairs_made_anew_are_exported_by_the_same_settings(ratchet: Call, worksp
     (entry,) = answered(ratchet("pair", "demo:1", *settings, "--json"))["rounds"]
     told = answered(ratchet("export", "demo", "--rounds", 1, *settings, "--to", tmp_path / "out", "--json"))
     assert (told["data"]["rounds"], told["data"]["rows"]["default"]) == ([1], entry["pairs"])
+
+
+@pytest.mark.parametrize("prompts", [1, 6])
+def test_training_on_data_is_proposed_where_it_has_a_pair(ratchet: Call, tmp_path: Path, prompts: int) -> None:
+    run = make_run(tmp_path / "workspace", Making(rounds=1, prompts=prompts, models=("big", "small")))
+    proposed = [line.partition(" --workspace")[0].split() for _, line in next_of(run, run.status())]
+    assert [words[1] for words in proposed] == ["export", "train"][:prompts]
+    told = answered(ratchet(*proposed[0][1:-1], tmp_path / "out", "--workspace", run.workspace, "--json"))
+    assert ("default" in told["data"]["rows"]) == (prompts == 6)
 
 
 @pytest.mark.parametrize("more", [(), ("--rounds", 0, "--rounds", 1)], ids=["its data", "other rounds' data"])

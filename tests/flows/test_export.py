@@ -154,7 +154,7 @@ def test_a_refused_export_of_pairs_made_anew_makes_none(workspace: Path, tmp_pat
 
 
 def test_settings_that_pair_nothing_are_refused_in_one_line(workspace: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run 'demo' has no pairs in its finished rounds"):
+    with pytest.raises(ConfigError, match="run 'demo' has no pair by pairing.margin=99"):
         export("demo", str(tmp_path / "out"), workspace, overrides=["pairing.margin=99"])
     assert not (tmp_path / "out").exists()
 

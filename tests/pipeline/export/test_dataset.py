@@ -302,13 +302,13 @@ def test_two_exports_to_one_folder_at_once_are_refused(plain: Folder, tmp_path: 
         export_data(plain[0], tmp_path / "folder")
 
 
-def test_a_run_without_rounds_or_pairs_and_a_round_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_a_run_without_rounds_or_answers_and_a_round_that_is_not_there_are_refused(tmp_path: Path) -> None:
     bare = make_run(tmp_path, Making(rounds=0, config={"rounds": 1}), "bare")
     with pytest.raises(ConfigError, match="'bare' has no finished round yet"):
         export_data(bare, tmp_path / "folder")
-    level = make_run(tmp_path / "level", Making(rounds=1, prompts=1))
-    with pytest.raises(ConfigError, match="no pairs in its finished rounds"):
-        export_data(level, tmp_path / "folder")
+    silent = make_run(tmp_path / "silent", Making(rounds=1, prompts=0))
+    with pytest.raises(ConfigError, match="no answers in its finished rounds"):
+        export_data(silent, tmp_path / "folder")
     run = make_run(tmp_path / "two")
     with pytest.raises(ConfigError, match="round 7: run 'demo' has the finished rounds 0, 1"):
         export_data(run, tmp_path / "folder", [0, 7])
@@ -322,6 +322,29 @@ def test_an_artifact_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=key):
         export_data(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("models", [(), ("big", "small")], ids=["run", "data"])
+def test_a_run_without_pairs_is_exported_with_all_that_was_paid_for(tmp_path: Path, models: tuple[str, ...]) -> None:
+    run = make_run(tmp_path / "workspace", Making(rounds=1, prompts=1, models=models))
+    told = export_data(run, tmp_path / "folder")
+    assert told["rows"] == {"sft": 1, "candidates": 4, "judgments": 1, "prompts": 1, "dropped": 1}
+    assert set(datasets.get_dataset_config_names(str(tmp_path / "folder"))) == set(told["rows"])
+    for config, rows in told["rows"].items():
+        assert len(load(tmp_path / "folder", config, tmp_path / "cache")) == rows
+    card = (tmp_path / "folder" / "README.md").read_text()
+    for said in ("No prompt gave a pair", "`SFTTrainer` takes `sft`", "Every prompt that was judged is in `dropped`, "):
+        assert said in card
+    for said in ("### An example", "DPOTrainer", "pairs = load_dataset", "ratchet train"):
+        assert said not in card, said
+
+
+def test_the_card_says_where_no_prompt_was_dropped(plain: Folder, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "workspace", Making(rounds=1, ties=False))
+    assert "dropped" not in export_data(run, tmp_path / "folder")["rows"]
+    said = "Every prompt that was judged is in `default`{}."
+    assert said.format(": none was dropped") in (tmp_path / "folder" / "README.md").read_text()
+    assert said.format(" or in `dropped`, with the reason") in (plain[1] / "README.md").read_text()
 
 
 def test_a_config_without_rows_is_left_out(tmp_path: Path) -> None:
