@@ -1,4 +1,4 @@
-"""The command ``ratchet``, or ``python -m flows``: Ctrl-C is seen to before anything that takes time is imported."""
+"""The command ``ratchet``, or ``python -m flows``: signals are seen to before anything that takes time is imported."""
 
 from typing import NoReturn
 
@@ -6,7 +6,7 @@ from flows import environment
 
 
 def main() -> NoReturn:
-    environment.leave_on_ctrl_c()
+    environment.leave_at_once()
     from flows import cli
 
     cli.main()

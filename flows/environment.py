@@ -45,22 +45,24 @@ def prepare() -> None:
     home.mkdir(parents=True, exist_ok=True)  # Prefect warns of a memo file it cannot write where its home is missing
 
 
-def leave_on_ctrl_c() -> None:
-    """End the process at once on Ctrl-C. Call from the main thread; an ignored signal stays so.
+def leave_at_once() -> None:
+    """End the process at once on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
 
-    Nothing is raised: an import that is interrupted may swallow that, or make another error of it.
+    Nothing is raised: an import that is interrupted may swallow that, or make another error of it. A training ends its
+    step and saves its state first.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         leave(128 + number)
 
     vars(interrupt)["lets_training_save"] = True  # see trainers.interruption
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+            signal.signal(number, interrupt)
 
 
 def leave_on_signals() -> None:
-    """End the process soon and in order on Ctrl-C and on SIGTERM. Call from the main thread; ignored signals stay so.
+    """As :func:`leave_at_once`, but in order, for what runs in Prefect's flows.
 
     Prefect's temporary server gets the terminal's Ctrl-C too, and Prefect would go on trying to reach it for minutes;
     then there is nobody to take leave of. A server of the user's gets a few seconds to hear of it. A training ends its
@@ -77,7 +79,7 @@ def leave_on_signals() -> None:
 
     vars(interrupt)["lets_training_save"] = True  # see trainers.interruption
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
             _ours[number] = interrupt
 

@@ -90,20 +90,21 @@ def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "library"),
+    ("command", "library", "number"),
     [
-        (("status",), "pydantic_core"),
-        (("status",), "_multiarray_umath"),
-        (("run", str(RECIPE), "--dry-run"), "libarrow"),
-        (("doctor",), "libtorch_cpu"),
+        (("status",), "pydantic_core", signal.SIGINT),
+        (("status",), "_multiarray_umath", signal.SIGINT),
+        (("run", str(RECIPE), "--dry-run"), "libarrow", signal.SIGTERM),
+        (("doctor",), "libtorch_cpu", signal.SIGTERM),
     ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_ctrl_c_while_a_command_imports_what_it_needs(command: tuple[str, ...], library: str, tmp_path: Path) -> None:
+def test_a_signal_while_a_command_imports_what_it_needs(
+    command: tuple[str, ...], library: str, number: signal.Signals, tmp_path: Path
+) -> None:
     run = Ratchet(tmp_path / "workspace", command=command)
     mapped = Path(f"/proc/{run.process.pid}/maps")
     until(lambda: library in mapped.read_text(), run.process)
-    interrupt(run, processes=1)
+    interrupt(run, processes=1, number=number)
     assert run.out.read_text() == ""
 
 
@@ -116,12 +117,12 @@ def test_ctrl_c_is_how_voting_ends_well(tmp_path: Path) -> None:
     assert (run.wait(), run.err.read_text()) == (0, "")
 
 
-def interrupt(run: Ratchet, processes: int) -> None:
+def interrupt(run: Ratchet, processes: int, number: signal.Signals = signal.SIGINT) -> None:
     """Ctrl-C in its terminal, at which it says one line and ends with everything it started."""
     said = run.err.read_text()
-    found = run.signal(signal.SIGINT)
+    found = run.signal(number)
     assert len(found) >= processes
-    assert run.wait() == 128 + signal.SIGINT
+    assert run.wait() == 128 + number
     assert not left(found)
     assert run.err.read_text().removeprefix(said).split("\n")[-2:] == [INTERRUPTED, ""]
     assert "Traceback" not in run.err.read_text()
