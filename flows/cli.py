@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from flows import cli_data, environment
+from flows import cli_data
 from flows.cli_judge import ANNOTATE_EXAMPLES, annotate, judge_app, votes_app
 from flows.options import (
     RECIPES,
@@ -124,7 +124,7 @@ def train(
     from flows.tables import outcome_table, plan_table
 
     console = Console(quiet or as_json)
-    with environment.leaving():
+    with console.warnings():
         made = offline.plan(request, console) if dry_run else offline.train(request, console)
     if as_json:
         print_json(made)

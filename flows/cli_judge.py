@@ -108,12 +108,11 @@ def train(
         pairs, base, out, load_reward_trainer(config, settings or []), workspace,
         held_out=held_out, limits=Limits(split, limit, max_length), seed=seed,
     )  # fmt: skip
-    from flows import environment
     from flows.console import Console
     from flows.tables import reward_plan_table, reward_table
 
     console = Console(quiet or as_json)
-    with environment.leaving():
+    with console.warnings():
         made = reward.plan(request, console) if dry_run else reward.train(request, console)
     if as_json:
         print_json(made)

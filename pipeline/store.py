@@ -16,6 +16,7 @@ Invariants, which hold whatever is killed when:
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import BusyError, StoreError
 from pipeline.protocols import Progress
 from pipeline.tables import stored_as
+
+log = logging.getLogger("ratchet.store")
 
 MANIFEST = "manifest.json"
 
@@ -240,17 +243,22 @@ class Store:
 def locked(path: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
     """Hold an exclusive lock on ``path``; the kernel frees it when the process ends, however it ends.
 
+    With ``wait``, somebody else's is waited for, and said.
+
     Raises:
         BusyError: somebody else holds it and ``wait`` is false. ``busy`` is the message; their process id follows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise BusyError(f"{busy or f'{path} is locked'} (process {holder})") from None
+            if not wait:
+                raise BusyError(f"{busy or f'{path} is locked'} (process {holder})") from None
+            log.warning("process %s is making %s; waiting for it", holder, path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

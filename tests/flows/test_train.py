@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 from transformers import AutoModelForCausalLM
 
+from flows.environment import INTERRUPTED
 from pipeline.config import LossConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.policy import read_policy
@@ -24,9 +25,9 @@ from tests.trainers.examples import make_pairs
 from trainers.checkpoints import load_tokenizer
 
 from .conftest import Said
-from .small import ROOT, Ratchet, finished_files, sets
+from .small import ROOT, Ratchet, finished_files, sets, until
 
-FAST = sets("batch_size=8", "learning_rate=1e-3", "token_budget=512", "guards.kl=1e6")
+FAST = sets("batch_size=8", "learning_rate=1e-3", "token_budget=512")
 WORDS = ("ice", "cream", "pizza", "ramen", "curry", "sushi", "bread", "soup")
 
 Train = Callable[..., dict[str, Any]]
@@ -225,6 +226,23 @@ def test_after_its_end_the_same_command_returns_the_same(train: Train, prefs: Pa
     }
     assert finished_files(tmp_path / "workspace") == files
     assert json.loads((Path(first["directory"]) / "result.json").read_text()) == again
+
+
+def test_who_waits_for_another_process_with_the_same_training_says_so(
+    policy: Path, prefs: Path, tmp_path: Path
+) -> None:
+    words = (*FAST, *sets("epochs=2000", "checkpoint_steps=100000"))
+    first, second = (
+        Ratchet(tmp_path / "workspace", *words, *quiet, command=("train", str(prefs), "--policy", str(policy)))
+        for quiet in ((), ("--quiet",))
+    )
+    until(lambda: any("waiting" in each.err.read_text() for each in (first, second)), second.process)
+    waiting, working = (first, second) if "waiting" in first.err.read_text() else (second, first)
+    assert re.search(rf"! process \w+ is making {tmp_path}/.*; waiting for it\n", waiting.err.read_text())
+    for each in (waiting, working):
+        each.signal(signal.SIGTERM)
+        assert each.wait() == 128 + signal.SIGTERM
+        assert each.err.read_text().endswith(f"{INTERRUPTED}\n")  # in the steps as out of them
 
 
 def test_a_sweep_shares_one_reference(train: Train, prefs: Path) -> None:
