@@ -11,8 +11,9 @@ from rich.table import Table
 
 from flows.console import short
 
-FIGURES = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "KL"}
-"""Figures one reads first, and what they are called. KL is log π_ref − log π of the completions, nats."""
+FIGURES = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "log π_ref/π"}
+"""Figures one reads first, and what they are called. The last, nats a completion, is an estimate of a KL only where the
+completions are the reference's own, and may be below 0 elsewhere."""
 
 
 def data_table(found: Mapping[str, Any]) -> RenderableType:

@@ -164,6 +164,7 @@ def test_what_is_dropped_and_cut_is_counted_and_shown(
     assert "1 of 22 rows kept, truncated_prompt" in " ".join(err.split())
     assert "tensorboard --logdir" in err
     assert "--max-prompt 50 --set beta=0.1" in err and "beta=0.2" not in err  # the next command to try
+    assert "log π_ref/π" in err and "KL" not in err  # these completions are not the policy's own
 
 
 def test_held_out_prompts_are_evaluated_on_and_never_trained_on(train: Train, prefs: Path, tmp_path: Path) -> None:
