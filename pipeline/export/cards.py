@@ -94,6 +94,7 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
     status = run.status()
     config, initial = public(status["config"]), status["initial"]
     anew = public(status.get("paired_anew") or {})
+    pairing = (anew or config).get("pairing") or {}
     return {
         "name": run.name, "title": config.get("title") or run.name, "description": config.get("description", ""),
         "online": "models" not in config, "repo": terms.repo, "licence": terms.licence, "entries": entries,
@@ -103,7 +104,7 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
         "evaluators": facts.judges((config.get("evaluation") or {}).get("judge") or {}),
         "gate": facts.gate(entries), "judges": facts.judges(config.get("judge") or {}), "health": facts.health(initial),
         "sampling": facts.sampling(config), "anew": bool(anew),
-        "pairing": facts.pairing((anew or config).get("pairing") or {}),
+        "pairing": facts.pairing(pairing), "length_taken_out": facts.length_taken_out(pairing),
         "held_out": facts.held_out(config), "held_out_pairs": facts.held_out_pairs(entries),
         "deduplicated": (config.get("prompts") or {}).get("deduplicate") != "none",
         "prompt_sources": facts.prompt_sources(config), "prompt_counts": facts.prompt_counts(run.store, initial),

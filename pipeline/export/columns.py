@@ -55,7 +55,7 @@ def schema(config: str, chat: bool) -> pa.Schema:
             ("chosen_token_ids", IDS), ("rejected_token_ids", IDS),
         ],
         "kto": [
-            ("prompt", said), ("completion", said), ("label", pa.bool_()), ("score", SCORE), *lineage,
+            ("prompt", said), ("completion", said), ("label", pa.bool_()), ("score_compared", SCORE), *lineage,
             ("index", ROUND), ("model", TEXT), ("source", TEXT),
         ],
         "sft": [
@@ -94,7 +94,8 @@ def labelled(completions: pa.Table, origin: Origin) -> pa.Table:
     """``kto``: of a table with the columns of ``pipeline.pairing.unpaired.UNPAIRED``."""
     return _table("kto", origin, completions, {
         "prompt": _prompts(completions, "prompt_", origin), "completion": _answers(completions["text"], origin),
-        "label": completions["desirable"], "source": completions["prompt_source"],
+        "label": completions["desirable"], "score_compared": completions["score"],
+        "source": completions["prompt_source"],
     })  # fmt: skip
 
 

@@ -145,6 +145,11 @@ def pairing(values: Entry) -> Table:
     return settings({name: value for name, value in values.items() if not idle.get(name)})
 
 
+def length_taken_out(values: Entry) -> bool:
+    """Whether pairing compared other scores than the judge's; of its settings."""
+    return bool(values.get("length_regression") or values.get("length_penalty"))
+
+
 def held_out(config: Entry) -> str:
     """A sentence on the prompts that no round asked, and on what else has their text; empty where there are none."""
     prompts = config.get("prompts") or {}

@@ -24,7 +24,7 @@ from pipeline.tables import CANDIDATES, PAIRS
 
 MEMBER = "member "
 """Before the names of a panel's members, among its inputs."""
-FORMAT = 4
+FORMAT = 5
 """Raised when the same artifacts give other files."""
 AT_ONCE = 8192
 """Rows worked on at once of a shard or a file with many."""

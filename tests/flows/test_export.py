@@ -130,6 +130,23 @@ def test_the_card_of_pairs_made_anew_claims_no_training_on_them(workspace: Path,
     assert recipe[0] == recipe[1]  # of the run, which sampled under its own settings
 
 
+def test_a_score_is_the_judges_and_what_pairing_compared_has_names_of_its_own(workspace: Path, tmp_path: Path) -> None:
+    export("demo", str(tmp_path / "own"), workspace)
+    export("demo", str(tmp_path / "out"), workspace, overrides=["pairing.length_penalty=0.5"])
+    own, card = ((tmp_path / name / "README.md").read_text() for name in ("own", "out"))
+    assert "what pairing compared, the judge's scores with length taken out, as set under Pairs" in card
+    assert "what pairing compared, the judge's scores, in its units" in own
+    judged, best, labelled, pairs = (
+        pq.read_table(tmp_path / "out" / "data" / config).to_pylist()
+        for config in ("judgments", "sft", "kto", "default")
+    )
+    said = {row["prompt_id"]: row["scores"] for row in judged}
+    assert all(row["score"] == said[row["prompt_id"]][row["index"]] for row in best)
+    compared = {(row["prompt_id"], row["index"]): row["score_compared"] for row in labelled}
+    assert all(score < said[prompt_id][index] for (prompt_id, index), score in compared.items())
+    assert {row["score_chosen"] for row in pairs} | {row["score_rejected"] for row in pairs} >= set(compared.values())
+
+
 def test_a_round_alone_is_exported_with_its_pairs_made_anew(workspace: Path, tmp_path: Path) -> None:
     told = export("demo", str(tmp_path / "out"), workspace, rounds=[1], overrides=ANEW)
     assert told["data"]["rounds"] == [1]

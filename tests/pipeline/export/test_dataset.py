@@ -109,7 +109,7 @@ def test_kto_labels_each_completion_once_and_leaves_out_what_was_both(plain: Fol
     assert len({(row["prompt_id"], row["index"]) for row in rows}) == len(rows)
     labels = {row["index"]: row["label"] for row in rows if row["prompt_id"] == "p0-3"}
     assert labels == {3: True, 0: False}  # 1 was chosen over 0 and rejected for 3
-    assert all(row["score"] == row["index"] for row in rows)
+    assert all(row["score_compared"] == row["index"] for row in rows)
     assert "those that were both, 2, are left out" in (folder / "README.md").read_text()
 
 
