@@ -16,7 +16,7 @@ ALTERED = {
     "encoded_apart": "a completion is encoded apart, because a token would reach across the prompt's end",
     "other_ids": "the ids it has beside its text are another tokenizer's, so the text is encoded",
     "without_eos": "completions end without EOS, because the tokenizer has none",
-    "swapped": "chosen and rejected are swapped, because the preference is below one half",
+    "swapped": "chosen and rejected are swapped, because the preference is below one half, or the label false",
     "contradicted": "the scores contradict the choice; the margin counts as 0, but for modpo, whose is another's",
 }
 """What was done to rows that were kept. A row can be counted under several."""

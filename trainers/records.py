@@ -21,14 +21,17 @@ Optional columns:
     margin                           the judge's score of chosen minus that of rejected
     score_chosen, score_rejected     give the margin where there is no ``margin``
     preference                       probability that chosen is the better one: a soft label, 0 … 1
-    label                            of a pair, where boolean: false says that rejected is the better one
+    label                            of a pair, where true, false, 1 or 0: false says that rejected is the better one
     source                           the data set or axis the row is from; selects its β
     prompt_id                        names the prompt
     prompt_token_ids, chosen_token_ids, rejected_token_ids
                                      of a pair, all three: what was sampled, see ``trainers.sampled``
     tools, chat_template_kwargs      go to the chat template; tools may be JSON in a string
 
-A preference below one half swaps chosen and rejected. All other columns are ignored.
+A preference below one half swaps chosen and rejected, as a false label does; a row whose two disagree is dropped. All
+other columns are ignored.
+
+A response is one message, all of it the policy's own: of several, what tools and users say would be trained on too.
 """
 
 import json
@@ -52,9 +55,9 @@ REASONS = {
     "not_a_record": "no object with columns",
     "missing": "no value in a column it needs",
     "not_text": "a prompt or response that is neither text nor messages",
-    "bad_value": "a label, preference, margin, tools or chat_template_kwargs that cannot be read",
+    "bad_value": "a label, preference, margin, tools or chat_template_kwargs that cannot be read, or two that disagree",
     "prompt_mismatch": "chosen and rejected answer different prompts",
-    "not_one_turn": "a response that is not one message of the assistant",
+    "not_one_turn": "a response that is not one message of the assistant's, such as one with a tool's answer in it",
     "empty_prompt": "an empty prompt, or no common beginning to take as one",
     "empty_completion": "an empty response",
     "identical": "chosen and rejected are the same",
@@ -90,7 +93,7 @@ class Record:
     token_ids: tuple[tuple[int, ...], ...] = ()
     """Of prompt and responses, as they were sampled, by whatever tokenizer; empty where the row does not say."""
     swapped: bool = False
-    """Chosen and rejected have changed places: the row's preference was below one half."""
+    """Chosen and rejected have changed places: the row's preference was below one half, or its label false."""
     template: Mapping[str, Any] = field(default_factory=dict)
     """Keywords for the chat template, ``tools`` included."""
 
@@ -249,9 +252,15 @@ def _token_ids(row: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(ids) for ids in found if ids)
 
 
-def _boolean(label: Any) -> bool:
+def _named(label: Any) -> bool | None:
+    """None where it is no boolean, however written."""
     named = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
-    if named is None or not isinstance(label, bool | int | str):
+    return named if isinstance(label, bool | int | str) else None
+
+
+def _boolean(label: Any) -> bool:
+    named = _named(label)
+    if named is None:
         raise Unusable("bad_value", label)
     return named
 
@@ -264,12 +273,13 @@ def _margin(row: Mapping[str, Any]) -> float:
 
 
 def _preference(row: Mapping[str, Any]) -> float:
-    if row.get("preference", "") != "":
-        preference = _number(row["preference"])
-        if not 0 <= preference <= 1:
-            raise Unusable("bad_value", row["preference"])
-        return preference
-    return 0.0 if str(row.get("label")).lower() == "false" else 1.0
+    label = _named(row.get("label"))
+    if row.get("preference", "") == "":
+        return 0.0 if label is False else 1.0
+    preference = _number(row["preference"])
+    if not 0 <= preference <= 1 or (label is not None and preference != 0.5 and label != (preference > 0.5)):
+        raise Unusable("bad_value", {name: row[name] for name in ("preference", "label") if name in row})
+    return preference
 
 
 def _number(value: Any) -> float:

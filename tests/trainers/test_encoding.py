@@ -271,16 +271,17 @@ def test_margin_preference_and_source_come_from_their_columns() -> None:
     extras: list[dict[str, Any]] = [
         {"margin": 0.5}, {"score_chosen": 3, "score_rejected": 1.5}, {"margin": "", "score_chosen": None},
         {"preference": 0.75, "source": "given"}, {"preference": 0.25, "margin": -2.0}, {"label": True},
-        {"label": False, "margin": 1}, {"margin": -1},
+        {"label": False, "margin": 1}, {"margin": -1}, {"label": 0}, {"label": "0"}, {"label": 1}, {"label": "chosen"},
+        {"label": False, "preference": 0.1}, {"label": False, "preference": 0.5},
     ]  # fmt: skip
     encoded = encoder(TOKENIZERS["adds none"]()).encode([row | extra for extra in extras], source="named")
     pairs = [example for example in encoded.examples if isinstance(example, Pair)]
-    assert [pair.margin for pair in pairs] == [0.5, 1.5, 0, 0, 2.0, 0, -1, -1]
-    assert [pair.preference for pair in pairs] == [1, 1, 1, 0.75, 0.75, 1, 1, 1]
-    assert [pair.source for pair in pairs] == ["named"] * 3 + ["given"] + ["named"] * 4
+    assert [pair.margin for pair in pairs] == [0.5, 1.5, 0, 0, 2.0, 0, -1, -1, *[0] * 6]
+    assert [pair.preference for pair in pairs] == [1, 1, 1, 0.75, 0.75, 1, 1, 1, 1, 1, 1, 1, 0.9, 0.5]
+    assert [pair.source for pair in pairs] == ["named"] * 3 + ["given"] + ["named"] * 10
     swapped = [pair.chosen == pairs[0].rejected for pair in pairs]
-    assert swapped == [False] * 4 + [True, False, True, False]
-    assert encoded.altered == {"swapped": 2, "contradicted": 2}
+    assert swapped == [False] * 4 + [True, False, True, False, True, True, False, False, True, False]
+    assert encoded.altered == {"swapped": 5, "contradicted": 2}
 
 
 BAD: list[tuple[str, Any]] = [
@@ -299,6 +300,8 @@ BAD: list[tuple[str, Any]] = [
     ("prompt_mismatch", {"chosen": [user("a"), answer("b")], "rejected": [user("c"), answer("d")]}),
     ("prompt_mismatch", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}),
     ("not_one_turn", {"prompt": [user("a")], "chosen": [answer("b"), user("c"), answer("d")], "rejected": "e"}),
+    ("bad_value", {"prompt": "a", "chosen": "b", "rejected": "c", "preference": 0.9, "label": False}),
+    ("bad_value", {"prompt": "a", "chosen": "b", "rejected": "c", "preference": 0.1, "label": 1}),
     ("not_one_turn", {"chosen": [user("a"), user("b")], "rejected": [user("a"), user("c")]}),
     ("empty_prompt", {"prompt": " \n", "chosen": "b", "rejected": "c"}),
     ("empty_prompt", {"prompt": [], "chosen": [answer("b")], "rejected": [answer("c")]}),
