@@ -84,12 +84,12 @@ def train(
         list[str],
         typer.Argument(
             metavar="PAIRS...",
-            help="Data sets: files or folders in any of TRL's formats, Hub names, or a run's pairs (RUN, RUN:ROUND);"
-            " NAME= before one names it, for `betas`.",
+            help="Data sets: files or folders in any of TRL's formats, a completion being one message, Hub names, or a run's"
+            " pairs (RUN, RUN:ROUND); NAME= before one names it, for `betas`, where its rows have no column source.",
         ),
     ],
     policy: Annotated[str, typer.Option(help="A checkpoint's directory, a Hub name, or a run or training by name.")],
-    config: Annotated[str | None, typer.Option(help="A .toml file with a trainer's settings.")] = None,
+    config: Annotated[str | None, typer.Option(help="A .toml file with a trainer's settings, or a recipe.")] = None,
     settings: Settings = None,
     held_out: Annotated[
         str | None, typer.Option(help="To evaluate on: a share or a number of the prompts, or a data set.")
@@ -223,7 +223,9 @@ def _policy_and_report(made: Run, status: dict[str, Any]) -> list[tuple[str, str
 
 
 def _after_training(made: dict[str, Any]) -> list[tuple[str, str]]:
-    changed = "beta" if made["state"] == "complete" else "learning_rate"  # a guard fired: it went too fast
+    # Where a guard fired, it went too fast; where each loss has a β of its own, or none, the trainer's is nobody's.
+    shared = any(term.get("beta", 0) is None for term in made["config"]["loss"])
+    changed = "beta" if made["state"] == "complete" and shared else "learning_rate"
     return [
         ("policy", made["out"] or made["directory"] + "/policy"),
         ("watch", f"tensorboard --logdir {made['tensorboard']}"),

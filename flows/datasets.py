@@ -10,7 +10,7 @@ from flows.request import HeldOut, Limits
 from flows.sources import Source
 from flows.training import SAMPLED, Examples, Material, rows_of
 from pipeline.config import TrainerConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from trainers.encoded import Encoded, RowEncoder
@@ -25,6 +25,8 @@ class Loaded:
 
     examples: Examples
     parts: tuple[tuple[Source, "Encoded"], ...]
+    apart: tuple[tuple[Source, "Encoded"], ...]
+    """Data sets of which all is held out."""
     both: int
     """Held-out prompts that are trained on as well: only where the two are data sets of their own."""
 
@@ -81,18 +83,30 @@ def load(sources: Sequence[Source], held_out: HeldOut, limits: Limits, seed: int
     """
     from trainers.data import split_held_out
 
-    parts = [(source, _read(source, limits.split, limits.rows, encoder)) for source in sources]
+    parts = tuple((source, _read(source, limits.split, limits.rows, encoder)) for source in sources)
+    apart = tuple((source, _read(source, held_out.split, None, encoder)) for source in held_out.sources)
     training: list[Example] = [example for _, part in parts for example in part.examples]
-    aside: list[Example] = []
-    if held_out.sources:
-        apart = [(source, _read(source, held_out.split, None, encoder)) for source in held_out.sources]
-        aside = [example for _, part in apart for example in part.examples]
-        parts += apart
-    else:
+    aside: list[Example] = [example for _, part in apart for example in part.examples]
+    if not apart:
         training, aside = split_held_out(training, held_out.prompts, seed)
     prompts = list(dict.fromkeys(example.rows[0].prompt for example in aside))
     both = len(set(prompts) & {example.rows[0].prompt for example in training})
-    return Loaded(Examples(training, aside, prompts[:SAMPLED]), tuple(parts), both)
+    return Loaded(Examples(training, aside, prompts[:SAMPLED]), parts, apart, both)
+
+
+def check_ids(loaded: Loaded, folder: Path) -> None:
+    """Raises DataError where an example has an id that the model in ``folder`` has no embedding of: a token that was
+    added to the tokenizer alone."""
+    from transformers import AutoConfig
+
+    size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    for source, part in (*loaded.parts, *loaded.apart):
+        found = (max(ids) for example in part.examples for row in example.rows for ids in (row.prompt, row.completion))
+        if (highest := max(found)) >= size:
+            raise DataError(
+                f"data set {source.given!r} has the id {highest}, and the model {size} embeddings: its tokenizer has"
+                " tokens that the model was not resized for"
+            )
 
 
 def check_sources(loaded: Loaded, trainer: TrainerConfig) -> None:
@@ -130,9 +144,10 @@ def counts(loaded: Loaded) -> list[dict[str, Any]]:
         {
             "name": source.name, "given": source.given, "rows": part.rows, "examples": len(part.examples),
             "pairs_of": list(source.pairs), **kinds(part.examples), "dropped": dict(part.dropped),
-            "altered": dict(part.altered), "notes": part.lines,
+            "altered": dict(part.altered), "notes": part.lines, "held_out": held_out,
         }
-        for source, part in loaded.parts
+        for held_out, parts in ((False, loaded.parts), (True, loaded.apart))
+        for source, part in parts
     ]  # fmt: skip
 
 

@@ -119,6 +119,7 @@ def _load(request: Request, console: Console) -> Loaded:
         encoder = datasets.make_encoder(folder, request.limits)
         loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
         progress(0, len(loaded.examples.all), "")
+    datasets.check_ids(loaded, folder)
     datasets.check_sources(loaded, request.trainer)
     pairs = [example for example in loaded.examples.all if isinstance(example, Pair)]
     objective = objective_of(request.trainer)

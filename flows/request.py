@@ -94,13 +94,17 @@ def check_out(out: Path | None) -> None:
 
 
 def held_out_of(given: str | None, split: str | None, workspace: Path) -> HeldOut:
-    """What ``--held-out`` says. Raises ConfigError where it is neither a number nor a data set."""
-    if given is None:
-        return HeldOut()
+    """What ``--held-out`` says. Raises ConfigError where it is neither a number nor a data set, and only that has a
+    split."""
     try:
-        number = float(given)
+        number = 0.0 if given is None else float(given)
     except ValueError:
-        return HeldOut(sources=(find_source(given, workspace, "--held-out"),), split=split)
+        return HeldOut(sources=(find_source(str(given), workspace, "--held-out"),), split=split)
+    if split is not None:
+        raise ConfigError(
+            f"--held-out-split {split!r}: --held-out is {'not given' if given is None else given}; allowed with it:"
+            " a folder or a Hub data set"
+        )
     if number >= 1 and number == int(number):
         return HeldOut(int(number))
     if 0 <= number < 1:

@@ -115,6 +115,7 @@ def _load(request: RewardRequest, folder: Path, console: Console) -> Loaded:
         encoder = datasets.make_conversation_encoder(folder, request.limits)
         loaded = datasets.load(request.sources, request.held_out, request.limits, request.seed, encoder)
         progress(0, len(loaded.examples.all), "")
+    datasets.check_ids(loaded, folder)
     return loaded
 
 

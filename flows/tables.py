@@ -28,14 +28,18 @@ def data_table(found: Mapping[str, Any]) -> RenderableType:
             part["singles"],
             *(sum(part[of].values()) for of in ("dropped", "altered")),
         )
-        table.add_row(escape(part["name"]), *(f"{count:,}" for count in counts))
-    notes = [f"[dim]{escape(part['name'])}: {escape(note)}[/]" for part in found["data"] for note in part["notes"]]
+        table.add_row(escape(_called(part)), *(f"{count:,}" for count in counts))
+    notes = [f"[dim]{escape(_called(part))}: {escape(note)}[/]" for part in found["data"] for note in part["notes"]]
     held_out = found["held_out_examples"]
     if held_out["prompts"]:
         notes.append(f"held out: {_examples(held_out)} of {_count(held_out['prompts'], 'prompt')}")
     if both := held_out["prompts_also_trained_on"]:
         notes.append(f"[yellow]{both:,} of the held-out prompts are trained on as well[/]")
     return Group(table, *(Padding(note, (0, 2)) for note in notes))
+
+
+def _called(part: Mapping[str, Any]) -> str:
+    return f"{part['name']} (held out)" if part["held_out"] else str(part["name"])
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:

@@ -129,7 +129,7 @@ def test_our_own_pairs_are_trained_on_as_the_ids_they_are(train: Train, tmp_path
     result = train(artifact.path)
     assert result["data"][0] | {"given": ""} == {
         "name": "pairs", "given": "", "rows": 22, "examples": 22, "pairs": 22, "singles": 0, "prompts": 3,
-        "dropped": {}, "altered": {}, "notes": [], "pairs_of": [artifact.key],
+        "dropped": {}, "altered": {}, "notes": [], "pairs_of": [artifact.key], "held_out": False,
     }  # fmt: skip
     assert result["figures"]["lengths/chosen"] > 0
 
@@ -165,6 +165,18 @@ def test_what_is_dropped_and_cut_is_counted_and_shown(
     assert "tensorboard --logdir" in err
     assert "--max-prompt 50 --set beta=0.1" in err and "beta=0.2" not in err  # the next command to try
     assert "log π_ref/π" in err and "KL" not in err  # these completions are not the policy's own
+
+
+def test_a_data_set_that_is_held_out_is_told_from_one_that_is_trained_on(
+    ratchet: Callable[..., Said], policy: Path, prefs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prefs.jsonl").write_text(prefs.read_text())
+    asked = ("--policy", policy, "--workspace", tmp_path / "workspace", "--dry-run")
+    code, _, err = ratchet("train", prefs, "--held-out", tmp_path / "prefs.jsonl", *asked)
+    assert code == 0
+    assert [line.split()[:3] for line in err.splitlines() if line.startswith("  prefs")] == [
+        ["prefs", "40", "40"], ["prefs", "(held", "out)"]
+    ]  # fmt: skip
 
 
 def test_held_out_prompts_are_evaluated_on_and_never_trained_on(train: Train, prefs: Path, tmp_path: Path) -> None:
@@ -348,6 +360,8 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("PREFS", "--set", "reference=none", "--reference-policy", "POLICY"): '--reference-policy',
     ("PREFS", "--held-out", "1.5"): "--held-out '1.5': allowed: a share of the prompts below 1, a number of prompts",
     ("PREFS", "--held-out", "nosuch"): "--held-out 'nosuch' leads nowhere",
+    ("PREFS", "--held-out-split", "test"): "--held-out-split 'test': --held-out is not given; allowed with it: a",
+    ("PREFS", "--held-out", "0.1", "--held-out-split", "test"): "--held-out-split 'test': --held-out is 0.1; allowed",
     ("PREFS", "--name", "a/b"): "--name 'a/b': allowed are",
     ("PREFS", "--out", "POLICY"): "is there already and not empty; allowed: a new or an empty folder",
     ("PREFS", "--policy", "nosuch"): "--policy 'nosuch' leads nowhere; allowed: a checkpoint's directory, a run of",
@@ -359,6 +373,7 @@ BAD_DATA: dict[tuple[str, ...], str] = {
     ("PREFS", "--max-length", "3"): "nothing is left to train on; 40 of 40 rows dropped, too_long",
     ("PREFS", "--split", "test"): "split: 'test' is asked of the one file",
     ("PREFS", "--set", 'loss=[{type="odpo"}]'): "loss 'odpo' reads each pair's margin, and no pair has one; columns: ",
+    ("PREFS", "--policy", "ADDED"): "prefs.jsonl' has the id 34, and the model 34 embeddings: its tokenizer has tokens",
     ("KTO",): "loss 'sigmoid' compares pairs, and the data has completions labelled one by one",
 }
 
@@ -368,9 +383,13 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     arguments: tuple[str, ...], ratchet: Callable[..., Said], policy: Path, prefs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    added = shutil.copytree(policy, tmp_path / "added")
+    tokenizer = load_tokenizer(added)
+    tokenizer.add_tokens("yes")
+    tokenizer.save_pretrained(added)
     places = {
         "PREFS": prefs, "POLICY": policy, "EMPTY": tmp_path / "empty",
-        "WRONG": write(tmp_path / "wrong.jsonl", [{"text": "a"}]),
+        "ADDED": added, "WRONG": write(tmp_path / "wrong.jsonl", [{"text": "a"}]),
         "KTO": write(tmp_path / "kto.jsonl", unpaired(rows(1)[0])),
     }  # fmt: skip
     given = [places.get(argument, argument) for argument in arguments]
