@@ -3,16 +3,20 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from flows.session import Session, Workplace
 from pipeline.config import PretrainedPolicy, PromptsConfig, ScratchPolicy
 from pipeline.errors import DataError
+from pipeline.figures import prompts_text
 from pipeline.functions import source_digest
 from pipeline.policy import PROBE, read_policy, weights_digest, write_probe
-from pipeline.prompts import load_prompts, settings_of
+from pipeline.prompts import Reading, load_prompts, settings_of
 from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import prompts_table, read_prompts
 from pipeline.types import Policy, Prompt
@@ -141,17 +145,24 @@ def make_prompts(
     """
 
     def load(draft: Draft) -> Artifact:
-        with place.console.stage("prompts"):
+        with place.console.stage("prompts") as progress:
             loaded = load_prompts(config, tokenizer(), seed)
             draft.commit_shard(ROUNDS, prompts_table(loaded.rounds))
             draft.commit_shard(HELD_OUT, prompts_table(loaded.held_out))
+            told = prompts_text(len(loaded.rounds), len(loaded.held_out), loaded.dropped)
+            progress(loaded.rows, loaded.rows, f"rows: {told}")
+        for bad in loaded.bad:
+            place.console.say(f"      [dim]{escape(bad)}[/]")
         info = {
-            "rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "bad": list(loaded.bad),
+            "rounds": len(loaded.rounds), "held_out": len(loaded.held_out), "read": list(map(asdict, loaded.read)),
             "by_source": loaded.by_source, "source": config.source.model_dump(mode="json"),
         }  # fmt: skip
         return draft.finish(info, rows_in=loaded.rows, dropped=loaded.dropped)
 
-    return place.store.make(Spec("prompts", 5, {**settings_of(config), "seed": seed}, inputs), load)
+    artifact = place.store.make(Spec("prompts", 5, {**settings_of(config), "seed": seed}, inputs), load)
+    for reading in artifact.info["read"]:
+        Reading(**reading).check(config.bad_rows)  # they may have been made where more was allowed
+    return artifact
 
 
 def _that_fit(session: Session, policy: Policy) -> PromptsConfig:

@@ -211,6 +211,12 @@ def missing_text(missing: Mapping[str, Mapping[str, int]]) -> str:
     )
 
 
+def prompts_text(rounds: int, held_out: int, dropped: Mapping[str, int]) -> str:
+    """``20 for the rounds, 2 held out; dropped: 2 bad, 1 duplicate``, of the rows that prompts were read from."""
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+    return f"{rounds:,} for the rounds, {held_out:,} held out{f'; dropped: {lost}' if lost else ''}"
+
+
 def duration(seconds: float) -> str:
     """``3.1 s``, ``2 min 05 s``, ``3 h 07 min``."""
     if seconds < 60:

@@ -13,8 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import charts, grids
 from pipeline.commands import Command, masked_settings
+from pipeline.errors import StoreError
 from pipeline.evidence import Answer, Comparison, Evidence, compare, gather
-from pipeline.figures import EVALUATION, interval, probe, write
+from pipeline.figures import EVALUATION, interval, probe, prompts_text, write
 from pipeline.grids import Cell, round_name
 from pipeline.store import Store
 from pipeline.texts import fold, one_line, short, toml_lines
@@ -74,7 +75,7 @@ def _context(status: Entry, store: Store) -> dict[str, Any]:
         "training_charts": charts.training(rounds, evidence, config),
         "data_charts": charts.data(rounds, evidence, config),
         "time_charts": charts.time([round_name(entry) for entry in stages], stages),
-        "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
+        "prompts": _prompts(initial, store), "losses": _losses(config), "drops": list(_drops(rounds, evidence)),
         "answers": _said(best, answers),
         "pairs": [(name, [_pair(row) for row in found.pairs]) for name, _, found in told if found.pairs],
         "lineage": [_lineage(entry) for entry in stages], "config": "\n".join(toml_lines(masked_settings(config))),
@@ -187,6 +188,20 @@ def _source(entry: Entry) -> str:
     paired = entry.get("paired")
     several = paired is not None and paired < (entry.get("pairs") or 0)
     return f"{f'from {paired:,} ' if several else ''}of {write(entry.get('groups'), 'count')}"
+
+
+def _prompts(initial: Entry, store: Store) -> list[str]:
+    """What became of the rows that prompts were read from, and the first bad ones; empty where nobody knows."""
+    try:
+        manifest = store.get("prompts", _artifacts(initial).get("prompts", "none")).manifest
+    except StoreError:
+        return []
+    info = manifest["info"]
+    if "read" not in info:
+        return []
+    told = prompts_text(info["rounds"], info["held_out"], manifest["dropped"])
+    rows = manifest["kept"] + sum(manifest["dropped"].values())
+    return [f"{rows:,} rows: {told}", *(one_line(bad) for each in info["read"] for bad in each["first"])]
 
 
 # ---------------------------------------------------------------------------------------------- texts

@@ -18,7 +18,7 @@ Rows are read as a stream, and only what is kept stays in memory. Every row ends
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from pipeline.config import MixturePrompts, PromptsConfig
@@ -28,13 +28,13 @@ from pipeline.prompts.duplicates import Gathered, without_near
 from pipeline.prompts.rendering import encode, render
 from pipeline.prompts.row import Row, parse
 from pipeline.prompts.sources import Member, check_sources, columns_of, members, read, settings_of
-from pipeline.prompts.tally import Tally
+from pipeline.prompts.tally import Reading, Tally
 from pipeline.prompts.turns import Unusable
 from pipeline.prompts.windows import interleaved, round_slice, split
 from pipeline.types import Prompt
 
 __all__ = [
-    "PromptSet", "check_sources", "load_prompts", "peek", "render_texts", "round_slice", "settings_of",
+    "PromptSet", "Reading", "check_sources", "load_prompts", "peek", "render_texts", "round_slice", "settings_of",
 ]  # fmt: skip
 
 BATCH = 2**19
@@ -51,11 +51,15 @@ class PromptSet:
     """Rows read; ``len(rounds) + len(held_out) + sum(dropped.values()) == rows``."""
     dropped: Mapping[str, int]
     """Rows by reason."""
-    bad: tuple[str, ...]
-    """The first few bad rows of each source, evaluation sets too: its name where there are several, row number, counted
-    from 1, and reason."""
+    read: tuple[Reading, ...]
+    """Of each source, evaluation sets last."""
     by_source: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Of a mixture's members: ``rows``, ``rounds``, ``held_out`` and drops by reason."""
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """The first few bad rows of each source."""
+        return tuple(name for each in self.read for name in each.first)
 
 
 def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> PromptSet:
@@ -78,7 +82,7 @@ def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> Prompt
             f'prompts.template: "chat", but the tokenizer of {tokenizer.name_or_path!r} has no chat template;'
             ' allowed for it: "plain"'
         )
-    evaluations, unread = read_evaluations(config, config.decontaminate) if config.decontaminate else (None, [])
+    evaluations, against = read_evaluations(config, config.decontaminate) if config.decontaminate else (None, [])
     tally, gathered, sources = Tally(), Gathered(unique=config.deduplicate != "none"), members(config)
     for member in sources:
         rows = _clean(_usable(member, config, tokenizer, tally), evaluations, tally)
@@ -89,13 +93,11 @@ def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> Prompt
     if config.deduplicate == "near":
         kept = without_near(kept, config.near_threshold, tally)
     prompts, marked = _named(kept, tally)
-    for member in sources:
-        tally.check(member.name, member.key, config.bad_rows)
+    read = [tally.check(member.name, member.key, config.bad_rows) for member in sources]
     held_out, rounds = _divided(prompts, marked, config.held_out, seed, tally)
     assert len(rounds) + len(held_out) + sum(tally.total().values()) == tally.rows.total(), "a row went missing"
     by_source = _by_source(rounds, held_out, tally) if isinstance(config.source, MixturePrompts) else {}
-    bad = (*chain(*tally.bad.values()), *unread)
-    return PromptSet(rounds, held_out, tally.rows.total(), tally.total(), bad, by_source)
+    return PromptSet(rounds, held_out, tally.rows.total(), tally.total(), (*read, *against), by_source)
 
 
 def peek(config: PromptsConfig, limit: int) -> list[Prompt]:

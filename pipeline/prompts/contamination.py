@@ -6,7 +6,7 @@ from hashlib import blake2b
 from pipeline.config import Decontamination, PromptsConfig
 from pipeline.prompts.row import prompt_texts
 from pipeline.prompts.sources import columns_of, read
-from pipeline.prompts.tally import Tally
+from pipeline.prompts.tally import Reading, Tally
 from pipeline.prompts.turns import Unusable
 from pipeline.prompts.words import runs, words
 
@@ -40,13 +40,14 @@ class Evaluations:
         )
 
 
-def read_evaluations(config: PromptsConfig, asked: Decontamination) -> tuple[Evaluations, list[str]]:
-    """What prompts must not share text with, and the first rows of it that cannot be read.
+def read_evaluations(config: PromptsConfig, asked: Decontamination) -> tuple[Evaluations, list[Reading]]:
+    """What prompts must not share text with, and what reading each set came to.
 
     Raises:
         DataError: a source cannot be read, has no rows, or has more unusable rows than ``bad_rows`` allows.
     """
     evaluations, tally = Evaluations(asked.ngram), Tally()
+    readings = []
     for index, source in enumerate(asked.against):
         key = f"prompts.decontaminate.against.{index}"
         for raw in read(source, key):
@@ -56,8 +57,8 @@ def read_evaluations(config: PromptsConfig, asked: Decontamination) -> tuple[Eva
             except Unusable as reason:
                 tally.unusable(key, number, str(reason))
                 tally.check_beginning(key, key, config.bad_rows)
-        tally.check(key, key, config.bad_rows)
-    return evaluations, [name for names in tally.bad.values() for name in names]
+        readings.append(tally.check(key, key, config.bad_rows))
+    return evaluations, readings
 
 
 def _whole(said: Sequence[Sequence[str]]) -> bytes:

@@ -1,6 +1,8 @@
 """What became of every row: the counts that must add up, and the first bad rows by name."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline.errors import DataError
 
@@ -8,6 +10,28 @@ NAMED = 3
 """Bad rows named, of each source."""
 ENOUGH = 1000
 """Rows, all of them bad, after which no further one is read: a column of that name is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What reading a source came to."""
+
+    key: str
+    """In the recipe."""
+    rows: int
+    bad: int
+    first: Sequence[str]
+    """The first few bad rows: the source's name where there are several, row number, counted from 1, and reason."""
+
+    def check(self, allowed: float) -> None:
+        """Raises DataError where there are no rows, or over the ``allowed`` share of them is bad."""
+        if self.rows == 0:
+            raise DataError(f"{self.key}: it has no rows")
+        if self.bad > allowed * self.rows:
+            raise DataError(
+                f"{self.key}: {self.bad} of {self.rows} rows are unusable; allowed: {100 * allowed:g}%;"
+                f" {'; '.join(self.first)}"
+            )
 
 
 class Tally:
@@ -37,15 +61,15 @@ class Tally:
         if self.rows[source] == self.dropped.get(source, Counter())["bad"] == ENOUGH:
             self.check(source, key, allowed)
 
-    def check(self, source: str, key: str, allowed: float) -> None:
-        """Raises DataError where the source has no rows, or over the ``allowed`` share of them is bad."""
-        rows, bad = self.rows[source], self.dropped.get(source, Counter())["bad"]
-        if rows == 0:
-            raise DataError(f"{key}: it has no rows")
-        if bad > allowed * rows:
-            raise DataError(
-                f"{key}: {bad} of {rows} rows are unusable; allowed: {allowed:.0%}; {'; '.join(self.bad[source])}"
-            )
+    def of(self, source: str, key: str) -> Reading:
+        bad = self.dropped.get(source, Counter())["bad"]
+        return Reading(key, self.rows[source], bad, list(self.bad.get(source, ())))
+
+    def check(self, source: str, key: str, allowed: float) -> Reading:
+        """Raises DataError as :meth:`Reading.check`."""
+        reading = self.of(source, key)
+        reading.check(allowed)
+        return reading
 
     def total(self) -> dict[str, int]:
         """Rows dropped, by reason."""

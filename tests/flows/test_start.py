@@ -54,10 +54,12 @@ def make(place: Place, config: PromptsConfig, seed: int = 0) -> Artifact:
 def test_manifest_counts_every_row_by_source_and_reason(tmp_path: Path, place: Place) -> None:
     config = mixture(a=write(tmp_path / "a.jsonl", "apple", "pear", None), b=write(tmp_path / "b.jsonl", "pear", "fig"))
     made = make(place, config.model_copy(update={"held_out": 1}))
-    found = {"rows": made.manifest["kept"], "dropped": made.manifest["dropped"], "bad": made.info["bad"]}
-    assert found == {
-        "rows": 3, "dropped": {"bad": 1, "duplicate": 1}, "bad": ["a row 3: has no 'prompt'; it has prompt"],
-    }  # fmt: skip
+    assert (made.manifest["kept"], made.manifest["dropped"]) == (3, {"bad": 1, "duplicate": 1})
+    assert made.info["read"] == [
+        {"key": "prompts.source.members.a.source", "rows": 3, "bad": 1,
+         "first": ["a row 3: has no 'prompt'; it has prompt"]},
+        {"key": "prompts.source.members.b.source", "rows": 2, "bad": 0, "first": []},
+    ]  # fmt: skip
     kept = {name: counts.pop("rounds") + counts.pop("held_out") for name, counts in made.info["by_source"].items()}
     assert kept == {"a": 2, "b": 1}
     assert made.info["by_source"] == {"a": {"rows": 3, "bad": 1}, "b": {"rows": 2, "duplicate": 1}}
@@ -73,6 +75,33 @@ def test_prompts_are_read_again_only_where_they_may_have_changed(tmp_path: Path,
     assert make(place, mixture(a=first, b=moved), seed=1).key != made.key
     write(tmp_path / "moved.jsonl", "fig", "lime")
     assert make(place, mixture(a=first, b=moved)).key != made.key
+
+
+def test_prompts_that_were_read_where_more_bad_rows_were_allowed_are_refused(tmp_path: Path, place: Place) -> None:
+    against = {"type": "file", "path": write(tmp_path / "b.jsonl", "figs and plums", *[None] * 2)}
+    settings = {
+        "source": {"type": "file", "path": write(tmp_path / "a.jsonl", *"abcdefghi", None)},
+        "decontaminate": {"against": [against]},
+    }
+    config = PromptsConfig.model_validate({**settings, "bad_rows": 0.9})
+    made = make(place, config)
+    assert make(place, config.model_copy(update={"bad_rows": 0.7})).key == made.key
+    for allowed, said in (
+        (0.5, "^prompts.decontaminate.against.0: 2 of 3 rows are unusable; allowed: 50%; .* row 2: has no 'prompt'"),
+        (0.001, "^prompts.source: 1 of 10 rows are unusable; allowed: 0.1%; row 10: has no 'prompt'"),
+    ):
+        with pytest.raises(DataError, match=said):
+            make(place, config.model_copy(update={"bad_rows": allowed}))
+
+
+def test_what_became_of_rows_is_said_and_bad_ones_are_named(tmp_path: Path, place: Place) -> None:
+    place.console = Console(to_stdout=True)
+    config = mixture(a=write(tmp_path / "a.jsonl", "apple", "pear", None), b=write(tmp_path / "b.jsonl", "pear", "fig"))
+    with place.console.terminal.capture() as captured:
+        make(place, config.model_copy(update={"held_out": 1}))
+    first, second = captured.get().splitlines()
+    assert first.endswith("5  rows: 2 for the rounds, 1 held out; dropped: 1 bad, 1 duplicate")
+    assert second.strip() == "a row 3: has no 'prompt'; it has prompt"
 
 
 def test_path_that_leads_nowhere_ends_a_run_before_anything_is_made(tmp_path: Path) -> None:

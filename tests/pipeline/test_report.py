@@ -13,8 +13,8 @@ import pytest
 from pipeline.commands import Command
 from pipeline.evidence import gather
 from pipeline.report import write_report
-from pipeline.store import Store
-from pipeline.tables import pairs_table
+from pipeline.store import Artifact, Draft, Spec, Store
+from pipeline.tables import pairs_table, prompts_table
 from pipeline.texts import LEAD
 from pipeline.types import Candidate, PreferencePair, Prompt
 from tests.reported import CONFIG, INJECTION, answer, harm, make_artifact, make_run
@@ -204,6 +204,22 @@ def test_dropped_groups_show_their_prompts(food: tuple[dict[str, Any], Store, Pa
     examples = html.partition("Examples of dropped groups")[2].partition("</table>")[0]
     prompts = re.findall(r'<td class="text">([^<]*)<small><code>food-\d+', examples)
     assert prompts and all(re.fullmatch(r"\w+ likes", prompt) for prompt in prompts)
+
+
+def test_rows_that_gave_no_prompt_are_counted_and_bad_ones_named(tmp_path: Path) -> None:
+    status, store = make_run(tmp_path, rounds=1)
+    assert "Prompts were read from" not in page_of(status, store, tmp_path).text
+    first = ["row 3: has no 'prompt'; it has <b>question</b>"]
+    read = [{"key": "prompts.source", "rows": 8, "bad": 1, "first": first}]
+
+    def build(draft: Draft) -> Artifact:
+        draft.commit_shard(0, prompts_table(Prompt(str(number), "what?", (1,)) for number in range(5)))
+        return draft.finish({"rounds": 3, "held_out": 2, "read": read}, 8, {"bad": 1, "duplicate": 2})
+
+    status["initial"]["artifacts"]["prompts"] = store.make(Spec("prompts", 5), build).key
+    text = page_of(status, store, tmp_path).text
+    assert "Prompts were read from 8 rows: 3 for the rounds, 2 held out; dropped: 1 bad, 2 duplicate" in text
+    assert "The first bad rows: row 3: has no 'prompt'; it has <b>question</b>." in text
 
 
 def test_the_labelling_judge_evaluating_itself_is_said(tmp_path: Path) -> None:
