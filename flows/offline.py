@@ -165,7 +165,7 @@ def _identity(request: Request, material: Material, policy: Policy, reference: P
     trainer = request.trainer.model_dump(mode="json", exclude=set(NOT_LEARNT))
     against = None if request.trainer.reference == "none" else reference.digest
     start = [policy.digest, files_digest(policy.path)]
-    return digest([dict(material.examples), start, against, trainer, request.seed])[:32]
+    return digest([dict(material.names), start, against, trainer, request.seed])[:32]
 
 
 def check_free(folder: Path | None, identity: str, flag: str) -> None:

@@ -47,13 +47,13 @@ class Examples:
 class Material:
     """Examples to learn from, read when they are needed, and what they are called in keys."""
 
-    rows: Mapping[str, str]
-    """Names the completions, by role: all that a reference sees."""
-    examples: Mapping[str, str]
-    """Names all that a training sees of them."""
+    names_of_rows: Mapping[str, str]
+    """Digests or keys, by role, of the completions: all that a reference sees."""
+    names: Mapping[str, str]
+    """Digests or keys, by role, of all that a training sees of the examples."""
     read: Callable[[], Examples] = field(compare=False)
     held_out: float = 0.0
-    """Share of the prompts whose examples ``read`` holds out, where ``examples`` does not name them apart."""
+    """Share of the prompts whose examples ``read`` holds out, where ``names`` does not name them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def score(
         "quantise": None if trainer.lora is None else trainer.lora.quantise,
         **({"held_out": material.held_out} if mismatched else {}),
     }  # fmt: skip
-    inputs = {**material.rows, "policy": policy.digest, "model": architecture_digest(policy.path)}
+    inputs = {**material.names_of_rows, "policy": policy.digest, "model": architecture_digest(policy.path)}
 
     def load() -> Reference:
         return Reference(policy, trainer.dtype, trainer.token_budget, trainer.lora)
@@ -191,7 +191,7 @@ def learn(
     compared = {"reference": reference, "initial": initial}
     keys = {name: each.logps.key for name, each in compared.items() if each is not None}
     # The tokenizer is saved with the next policy, and says which completions were cut.
-    inputs = {**material.examples, "policy": policy.digest, "files": files_digest(policy.path), **keys}
+    inputs = {**material.names, "policy": policy.digest, "files": files_digest(policy.path), **keys}
     spec = Spec("train", 6, config, inputs)
 
     def build(draft: Draft) -> Artifact:
