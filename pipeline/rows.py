@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,21 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".par
 """How files of rows end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A line of a table that is none."""
+
+    reason: str
+
+
 def read_rows(path: Path) -> Iterator[Any]:
-    """The rows of a file, as they come: mappings; else whatever a line of JSON holds (bytes, where it is no JSON), or
-    the fields of a line that has not as many as its table has columns. All but ``.json`` is read piece by piece.
+    """The rows of a file, as they come: mappings; else whatever a line of JSON holds (bytes, where it is no JSON), the
+    fields of a line that has not as many as its table has columns, or a line that is ``Broken``. All but ``.json`` is
+    read piece by piece.
 
     Raises:
         DataError: the name ends in none of ``SUFFIXES``, or a file of comma-separated values is no table.
-        OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException: it cannot be read; some only when it is reached.
+        OSError, EOFError, pyarrow.ArrowException: it cannot be read; some only when it is reached.
     """
     name = path.name.removesuffix(".gz")
     if path.name.endswith(".parquet"):
@@ -46,16 +55,41 @@ def _csv(path: Path) -> Iterator[Any]:
     csv.field_size_limit(2**31 - 1)  # the default refuses a text of over 128 KiB
     title = f"data set {str(path)!r} is no table of comma-separated values"
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file, strict=True)
+        names = next(_lines(lines, title), None)
+        if names is None:
+            raise DataError(f"{title}: No columns")
+        if isinstance(names, Broken):
+            raise DataError(f"{title}: line {lines.line_num}: {names.reason}")
+        for line in _lines(lines, title):
+            whole = not isinstance(line, Broken) and len(line) == len(names)
+            yield dict(zip(names, line, strict=True)) if whole else line
+
+
+def _lines(lines: Any, title: str) -> Iterator[list[str] | Broken]:
+    """The fields of each line of a ``csv.reader`` that has some. A wrong quote, or a byte that is no UTF-8, breaks its
+    own line; a quote that is not closed takes all the rest of the file."""
+    while True:
         try:
-            names = next((line for line in lines if line), None)
-            if names is None:
-                raise DataError(f"{title}: No columns")
-            for line in filter(None, lines):
-                yield dict(zip(names, line, strict=True)) if len(line) == len(names) else line
+            line = next(lines, None)
         except csv.Error as error:
-            raise DataError(f"{title}: line {lines.line_num}: {error}") from error
+            if "unexpected end" in str(error):
+                raise DataError(f"{title}: line {lines.line_num}: {error}") from error
+            yield Broken(f"is no line of a table: {error}")
+            continue
+        if line is None:
+            return
+        if line:
+            yield line if _is_unicode(line) else Broken("is no UTF-8")
+
+
+def _is_unicode(line: list[str]) -> bool:
+    try:
+        "".join(line).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json(path: Path, lines: bool) -> Iterator[Any]:
@@ -64,7 +98,7 @@ def _json(path: Path, lines: bool) -> Iterator[Any]:
             text = file.read()
             try:
                 whole = json.loads(text)
-            except ValueError:  # JSON lines under the other name
+            except (ValueError, RecursionError):  # JSON lines under the other name
                 yield from (_parsed(line) for line in text.splitlines() if line.strip())
             else:
                 yield from whole if isinstance(whole, list) else [whole]
@@ -76,5 +110,5 @@ def _parsed(line: bytes) -> Any:
     """What the line says; the line itself where it is not JSON, to be counted as no record."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter where it is nested too deep
         return line

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import Columns, PromptsConfig
 from pipeline.prompts.turns import ASSISTANT, Unusable, before_answer, check_turns, is_transcript, read_turns
+from pipeline.rows import Broken
 from pipeline.store import digest
 from pipeline.types import Message
 
@@ -75,8 +76,10 @@ def mapping(raw: Any) -> Mapping[str, Any]:
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unusable(f"is not JSON: {error}") from None
+    if isinstance(raw, Broken):
+        raise Unusable(raw.reason)
     if not isinstance(raw, Mapping):
         raise Unusable(f"is a {type(raw).__name__}, not an object with keys")
     return raw

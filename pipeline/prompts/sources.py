@@ -80,7 +80,10 @@ def _of_function(source: CallablePrompts, key: str) -> Iterator[Any]:
 def _of_file(source: FilePrompts, key: str) -> Iterator[Any]:
     check_file(source, key)
     with _unreadable(f"{key}.path: {source.path!r} cannot be read", BROKEN):
-        yield from read_rows(Path(source.path).expanduser())
+        try:
+            yield from read_rows(Path(source.path).expanduser())
+        except DataError as error:  # it names the file alone
+            raise DataError(f"{key}.path: {error}") from error
 
 
 def _of_hub(source: HubPrompts, key: str) -> Iterator[Any]:

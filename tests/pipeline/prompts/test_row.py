@@ -152,6 +152,7 @@ def test_a_message_alone_is_the_same_prompt_as_its_text_and_another_system_messa
         ('{"prompt": "a", "id": "\\udc00"}', "plain", "'id' is no Unicode text"),
         ([1, 2], "plain", "is a list, not an object"),
         ('{"prompt": "a"', "plain", "is not JSON"),
+        ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "plain", "is not JSON: maximum recursion depth exceeded"),
     ],
 )
 def test_bad_row_is_counted_and_named(source: Source, chat: Any, row: Any, template: str, reason: str) -> None:

@@ -145,7 +145,11 @@ def test_memory_holds_the_prompts_that_are_kept_and_not_the_rows(tmp_path: Path,
         ("a.txt", "a", r"prompts.source.path: '.*a.txt' ends in none of .jsonl, .json, .csv"),
         ("a.parquet", "a", r"prompts.source.path: '.*a.parquet' cannot be read: "),
         ("a.jsonl.gz", "a", r"prompts.source.path: '.*a.jsonl.gz' cannot be read: Not a gzipped file"),
-        ("a.csv", 'prompt\n"a', r"'.*a.csv' is no table of comma-separated values: line 2: unexpected end"),
+        (
+            "a.csv",
+            'prompt\n"a',
+            r"prompts.source.path: data set '.*a.csv' is no table of comma-separated values: line 2: unexpected end",
+        ),
         ("a.jsonl", "\n", r"prompts.source: it has no rows"),
         ("a.csv", "prompt\n", r"prompts.source: it has no rows"),
     ],
@@ -175,6 +179,14 @@ def test_row_of_a_table_with_a_field_too_many_or_too_few_is_one_bad_row(tmp_path
     found = load_prompts(config, None)
     assert (len(found.rounds), found.dropped) == (8, {"bad": 2})
     assert found.bad == tuple(f"row {number}: is a list, not an object with keys" for number in (9, 10))
+
+
+def test_line_of_a_table_that_is_broken_is_one_bad_row(tmp_path: Path) -> None:
+    lines = ["prompt", *FRUIT, "caf\udce9", '"b" c']
+    (tmp_path / "a.csv").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    found = load_prompts(prompts_config({"type": "file", "path": str(tmp_path / "a.csv")}, bad_rows=0.2), None)
+    assert texts(found.rounds) == FRUIT
+    assert found.bad == ("row 9: is no UTF-8", "row 10: is no line of a table: ',' expected after '\"'")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
