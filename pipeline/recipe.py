@@ -71,20 +71,24 @@ def _recipe(kind: type[Config], name_or_path: str, recipes: Path, overrides: Seq
 
 
 def load_trainer(file: str | None, overrides: Sequence[str] = ()) -> TrainerConfig:
-    """The trainer of a training without rounds: the keys of a recipe's ``[trainer]``, in a file of their own.
+    """The trainer of a training without rounds: the keys of a recipe's ``[trainer]``.
 
     Args:
+        file: such keys alone, or a recipe, of which nothing else is read.
         overrides: as of :func:`load_recipe`, with ``trainer.`` before the key or without.
 
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
     """
-    return _settings(TrainerConfig, file, [override.removeprefix("trainer.") for override in overrides])
+    document = _settings_file(file)
+    if "trainer" in document and document.keys() <= {*RunConfig.model_fields, "vars"}:
+        document = _fill(document["trainer"], _variables(document), "trainer")
+    return _settings(TrainerConfig, document, file, [override.removeprefix("trainer.") for override in overrides])
 
 
 def load_reward_trainer(file: str | None, overrides: Sequence[str] = ()) -> RewardTrainerConfig:
     """How a reward model is trained: a file of its settings. Arguments and errors as of :func:`load_trainer`."""
-    return _settings(RewardTrainerConfig, file, overrides)
+    return _settings(RewardTrainerConfig, _settings_file(file), file, overrides)
 
 
 def load_pairing(began: Mapping[str, Any], overrides: Sequence[str]) -> PairingConfig:
@@ -107,10 +111,13 @@ def load_pairing(began: Mapping[str, Any], overrides: Sequence[str]) -> PairingC
     return validate(PairingConfig, document["pairing"], "--set pairing")
 
 
-def _settings(kind: type[Config], file: str | None, overrides: Sequence[str]) -> Config:
+def _settings_file(file: str | None) -> dict[str, Any]:
     if file is not None and not Path(file).is_file():
         raise ConfigError(f"--config {file!r} is not a file")
-    document = {} if file is None else _read(Path(file))
+    return {} if file is None else _read(Path(file))
+
+
+def _settings(kind: type[Config], document: dict[str, Any], file: str | None, overrides: Sequence[str]) -> Config:
     for position, override in enumerate(overrides):
         _apply(override, document, earlier=overrides[:position])
     return validate(kind, document, file or "--set")

@@ -71,7 +71,8 @@ class TrainerConfig(Strict):
     lora: LoraConfig | None = None
     processes: int = Field(1, ge=1)
     """Processes that share each step and keep a shard of the weights (FSDP2), each with a GPU of its own where there
-    are any."""
+    are any. The reference's log-probabilities are found before, by one process, for which the model has to be small
+    enough."""
     guards: GuardsConfig = GuardsConfig()
     checkpoint_steps: int = Field(50, ge=1)
     """Optimiser steps between full-state checkpoints."""

@@ -149,6 +149,25 @@ def test_a_runs_pairs_and_policies_by_its_name(train: Train, finished: dict[str,
     assert train("finished:0", policy="both", workspace=workspace)["start"] == both["policy"]["digest"]
 
 
+def test_what_is_proposed_next_is_another_training(
+    ratchet: Callable[..., Said], policy: Path, prefs: Path, tmp_path: Path
+) -> None:
+    """SimPO has a β of its own, and an odds ratio none: the trainer's would change nothing."""
+    losses = {'[{type="simpo"}, {type="odds"}]': "learning_rate=0.0005", '[{type="simpo"}, {type="cpo"}]': "beta=0.05"}
+    for loss, proposed in losses.items():
+        words = ("--policy", policy, "--workspace", tmp_path / "workspace", *FAST, *sets(f"loss={loss}"))
+        code, _, err = ratchet("train", prefs, *words)
+        assert code == 0
+        assert err.splitlines()[-1].endswith(f" --set {proposed}")
+
+
+def test_a_recipe_gives_its_trainer(train: Train, prefs: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('rounds = 7\n[vars]\nstrength = 0.25\n[policy]\npath = "x"\n[trainer]\nbeta = "${strength}"\n')
+    found = train(prefs, "--config", recipe, *sets("epochs=2"))["config"]
+    assert found == train(prefs, *sets("beta=0.25", "epochs=2"))["config"]
+
+
 def test_what_is_dropped_and_cut_is_counted_and_shown(
     ratchet: Callable[..., Said], policy: Path, tmp_path: Path
 ) -> None:
@@ -354,6 +373,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("PREFS", "--set", "trainer.beta=-1"): "beta: -1 is not allowed; allowed: a number > 0",
     ("PREFS", "--set", 'loss=[{type="dpo"}]'): 'loss.0.type: "dpo" is not allowed; allowed: "alpha_divergence",',
     ("PREFS", "--config", "nosuch.toml"): "--config 'nosuch.toml' is not a file",
+    ("PREFS", "--config", "MIXED"): "mixed.toml: trainer: there is no such key",
     ("PREFS", "--set", "reference=ema"): 'reference: "ema" is an average over rounds',
     ("PREFS", "--set", "reference=lora_base"): "reference 'lora_base' needs adapters",
     ("PREFS", "--set", "reference=none", "--set", 'loss=[{type="tdpo1"}]'): "does not go with loss 'tdpo1'",
@@ -383,12 +403,13 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     arguments: tuple[str, ...], ratchet: Callable[..., Said], policy: Path, prefs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed.toml").write_text("beta = 1\n[trainer]\nepochs = 2\n")
     added = shutil.copytree(policy, tmp_path / "added")
     tokenizer = load_tokenizer(added)
     tokenizer.add_tokens("yes")
     tokenizer.save_pretrained(added)
     places = {
-        "PREFS": prefs, "POLICY": policy, "EMPTY": tmp_path / "empty",
+        "PREFS": prefs, "POLICY": policy, "EMPTY": tmp_path / "empty", "MIXED": tmp_path / "mixed.toml",
         "ADDED": added, "WRONG": write(tmp_path / "wrong.jsonl", [{"text": "a"}]),
         "KTO": write(tmp_path / "kto.jsonl", unpaired(rows(1)[0])),
     }  # fmt: skip
