@@ -25,6 +25,8 @@ from pipeline.export.policy import KIND as MODEL
 from pipeline.export.policy import export_policy, find_policy
 from pipeline.export.provenance import EXPORTS, note_push
 from pipeline.hub import Pushed, parse_destination, push
+from pipeline.protocols import Progress
+from pipeline.remote import Kind
 from pipeline.runs import Run
 from pipeline.store import digest
 
@@ -52,16 +54,13 @@ def export(
 
     Args:
         run: its name; None is the newest.
-        to: a folder, or ``hub:org/name``. With ``both`` a folder gets ``data`` and ``policy``, and the Hub a data set
-            and a model of that name.
+        to: a folder, or ``hub:org/name``; with ``both`` the folder gets ``data`` and ``policy``.
         rounds: whose data; None is all finished ones.
         round: whose policy; None is the best one.
-        licence: the Hub's identifier for both.
-        languages: ISO 639 codes for both.
+        licence, languages: the Hub's identifier, and codes of ISO 639.
         private: what a repository is made as.
         move_tags: let a round's tag on the Hub name this export where it names another.
-        overrides: ``pairing.KEY=VALUE``, to export the pairs that these settings give in the place of the run's own, as
-            :func:`flows.pairing.repair` makes them, or has made them.
+        overrides: ``pairing.KEY=VALUE``: pairs as :func:`flows.pairing.repair` makes them, in the place of the run's.
 
     Returns:
         JSON-able: ``run``, ``to``, and what :func:`export_data`, :func:`export_policy` and :func:`push` say of each.
@@ -71,23 +70,15 @@ def export(
         StoreError: an artifact is gone or damaged.
         HubError: the Hub does not take it; what was prepared is kept.
     """
-    place = parse_destination(to)
+    place = _place(to, private, move_tags)
     repo = place if isinstance(place, str) else ""
     data, policy = _asked(what, rounds, round, overrides)
     request = _Request(
-        Run.existing(workspace, run), data, policy, rounds, round, overrides,
-        Terms(licence, tuple(languages), repo), Terms(licence, tuple(languages), repo, repo if data else ""),
-        console or Console(quiet=True),
-    )  # fmt: skip
-    if not repo and (not private or move_tags):
-        raise ConfigError(f"{'--move-tags' if move_tags else '--public'} is of hub:org/name; --to {to!r} is a folder")
-    if isinstance(place, Path):
-        place = place.expanduser().resolve()
-    request = request.checked(place)
-    told = {"run": request.run.name, "to": to}
-    if isinstance(place, str):
-        return told | _to_hub(request, place, private, move_tags)
-    return told | _to_folder(request, place)
+        Run.existing(workspace, run), data, policy, rounds, round, overrides, Terms(licence, tuple(languages), repo),
+        private, move_tags, console or Console(quiet=True),
+    ).checked(place)  # fmt: skip
+    told = _to_folder(request, place) if isinstance(place, Path) else _to_hub(request)
+    return {"run": request.run.name, "to": to, **told}
 
 
 def exported(result: Mapping[str, Any]) -> RenderableType:
@@ -114,8 +105,14 @@ class _Request:
     round: int | None
     overrides: Sequence[str]
     terms: Terms
-    terms_of_policy: Terms
+    private: bool
+    move_tags: bool
     console: Console
+
+    @property
+    def terms_of_policy(self) -> Terms:
+        """With the name of the data that is exported beside it."""
+        return replace(self.terms, data=self.terms.repo if self.data else "")
 
     def folders(self, place: Path) -> dict[str, Path]:
         """What goes where, by kind."""
@@ -147,6 +144,16 @@ class _Request:
         return replace(self, run=run)
 
 
+def _place(to: str, private: bool, move_tags: bool) -> Path | str:
+    """A folder, or a repository's name."""
+    place = parse_destination(to)
+    if isinstance(place, str):
+        return place
+    if not private or move_tags:
+        raise ConfigError(f"{'--move-tags' if move_tags else '--public'} is of hub:org/name; --to {to!r} is a folder")
+    return place.expanduser().resolve()
+
+
 def _asked(what: str, rounds: Sequence[int] | None, round: int | None, overrides: Sequence[str]) -> tuple[bool, bool]:
     """Whether data, whether a policy."""
     if what not in get_args(What):
@@ -175,16 +182,16 @@ def _to_folder(request: _Request, place: Path) -> dict[str, Any]:
     return told
 
 
-def _to_hub(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+def _to_hub(request: _Request) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if request.data:
-        told["data"] = _push_data(request, repo, private, move_tags)
+        told["data"] = _push_data(request)
     if request.policy:
-        told["policy"] = _push_policy(request, repo, private, move_tags)
+        told["policy"] = _push_policy(request)
     return told
 
 
-def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+def _push_data(request: _Request) -> dict[str, Any]:
     """A revision a round, oldest first; each has the rounds before it."""
     run = request.run
     numbers = [made.number for _, made in open_rounds(run, request.rounds)]
@@ -198,17 +205,14 @@ def _push_data(request: _Request, repo: str, private: bool, move_tags: bool) -> 
             told = export_data(
                 run, folder, numbers[: at + 1], request.terms, keep=True, earlier=prepared[-1:], progress=progress
             )
-            pushed = push(
-                folder, repo, DATASET, message=f"Run {run.name}, rounds up to {numbers[at]}", private=private, tag=tag,
-                move_tag=move_tags, progress=progress,
-            )  # fmt: skip
-        note_push(folder, pushed)
+            said = f"Run {run.name}, rounds up to {numbers[at]}"
+            pushed = _push(request, folder, DATASET, said, tag, progress)
         prepared.append(folder)
-        pushes.append(_summary(pushed))
+        pushes.append(pushed)
     return {**told, "pushed": pushes}
 
 
-def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -> dict[str, Any]:
+def _push_policy(request: _Request) -> dict[str, Any]:
     run = request.run
     entries, _ = find_policy(run, request.round)
     tag = f"round-{entries[-1]['round']:03d}"
@@ -216,11 +220,21 @@ def _push_policy(request: _Request, repo: str, private: bool, move_tags: bool) -
     earlier = [each for each in sorted(folder.parent.glob(f"{tag}-*")) if each != folder]
     with request.console.stage(f"policy {tag}") as progress:
         told = export_policy(run, folder, request.round, request.terms_of_policy, keep=True, earlier=earlier)
-        pushed = push(
-            folder, repo, MODEL, message=f"Run {run.name}, policy of round {told['round']}", private=private, tag=tag,
-            move_tag=move_tags, progress=progress,
-        )  # fmt: skip
-    return {**told, "pushed": [_summary(pushed)]}
+        pushed = _push(request, folder, MODEL, f"Run {run.name}, policy of round {told['round']}", tag, progress)
+    return {**told, "pushed": [pushed]}
+
+
+def _push(request: _Request, folder: Path, kind: Kind, message: str, tag: str, progress: Progress) -> dict[str, Any]:
+    """What was pushed, as the answer has it; the stage ends with that, and not with what was waited for last."""
+    pushed = push(
+        folder, request.terms.repo, kind, message=message, private=request.private, tag=tag,
+        move_tag=request.move_tags, progress=progress,
+    )  # fmt: skip
+    if kind == DATASET:
+        note_push(folder, pushed)
+    told = _summary(pushed)
+    progress(0, 0, _files(told))
+    return told
 
 
 def _prepared(run: Run, kind: str, tag: str, terms: Terms, what: Sequence[Any] = ()) -> Path:
@@ -238,5 +252,8 @@ def _summary(pushed: Pushed) -> dict[str, Any]:
 
 def _pushed(each: Mapping[str, Any]) -> str:
     seen = "private" if each["private"] else "public"
-    sent = f"{each['sent']} files sent, {each['present']} there already"
-    return f"  {each['tag']}: {escape(each['url'])} ({seen}; {sent})"
+    return f"  {each['tag']}: {escape(each['url'])} ({seen}; {_files(each)})"
+
+
+def _files(each: Mapping[str, Any]) -> str:
+    return f"{each['sent']} files sent, {each['present']} there already"

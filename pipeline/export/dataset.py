@@ -33,6 +33,8 @@ ROWS = 131_072
 """Rows a file has, about: some 10 to 200 MB."""
 LOOKED_AT = 64
 """Pairs among which the card's example is looked for."""
+Opened = Sequence[tuple[Mapping[str, Any], Round]]
+"""Rounds as the run's records have them, and their artifacts."""
 
 
 def finished_rounds(run: Run, numbers: Sequence[int] | None) -> list[dict[str, Any]]:
@@ -52,7 +54,7 @@ def finished_rounds(run: Run, numbers: Sequence[int] | None) -> list[dict[str, A
 
 
 def open_rounds(run: Run, numbers: Sequence[int] | None) -> list[tuple[dict[str, Any], Round]]:
-    """The rounds with their artifacts, in order.
+    """The rounds with their artifacts, in order; with one that is of conversations, all are.
 
     Raises:
         ConfigError: as :func:`finished_rounds`, or nothing was answered in them.
@@ -61,10 +63,11 @@ def open_rounds(run: Run, numbers: Sequence[int] | None) -> list[tuple[dict[str,
     opened = [(entry, open_round(run.store, entry)) for entry in finished_rounds(run, numbers)]
     if not any(made.candidates.manifest["rows"] for _, made in opened):
         raise ConfigError(f"run {run.name!r} has no answers in {'its' if numbers is None else 'those'} finished rounds")
-    return opened
+    chat = any(made.chat for _, made in opened)
+    return [(entry, replace(made, chat=chat)) for entry, made in opened]
 
 
-def has_pairs(opened: Sequence[tuple[Mapping[str, Any], Round]]) -> bool:
+def has_pairs(opened: Opened) -> bool:
     return any(made.pairs.manifest["rows"] for _, made in opened)
 
 
@@ -85,7 +88,7 @@ def export_data(
         destination: a new or empty folder, or an earlier export of the run.
         keep: leave an earlier export of the same rounds under the same terms as it is, its card included.
         earlier: other exports of the run; shards they have are linked, not written again.
-        progress: told files written, files in all, and the last one.
+        progress: told files written, files in all, and the last one; at the end, how many have rows.
         rows: about how many a file may have.
 
     Returns:
@@ -98,23 +101,26 @@ def export_data(
     destination = destination.resolve()
     check_destination(destination, KIND, run.name)
     opened = open_rounds(run, numbers)
-    chat = any(made.chat for _, made in opened)
-    opened = [(entry, replace(made, chat=chat)) for entry, made in opened]
-    terms = terms or Terms()
+    chat, terms = opened[0][1].chat, terms or Terms()
     made_of = digest([FORMAT, [made.keys for _, made in opened], asdict(terms)])
     if keep and (found := kept(destination, made_of)):
         return found
     planned = [(made, part) for _, made in opened for part in parts(made, rows)]
     with drafted(destination, KIND, run.name, earlier) as draft:
         files, counts = _written(draft, planned, chat, progress)
-        entries = [entry for entry, _ in opened]
-        draft.text(RECIPE, recipe_of(run))
-        draft.text(CARD, data_card(run, entries, counts, chat, _example(opened), terms))
+        card = data_card(run, [entry for entry, _ in opened], counts, chat, _example(opened), terms)
         totals = {config: counts.of(config) for config in counts.by_config}
         summary = {"rounds": [made.number for _, made in opened], "rows": totals, "files": files}
-        lineage = lineage_of(run, entries, [made for _, made in opened])
-        draft.finish(KIND, run.name, {"made_of": made_of, "summary": summary, "rows": counts.by_config, **lineage})
+        _finish(draft, run, opened, card, {"made_of": made_of, "summary": summary, "rows": counts.by_config})
     return {"folder": str(destination), **summary}
+
+
+def _finish(draft: Draft, run: Run, opened: Opened, card: str, more: Mapping[str, Any]) -> None:
+    """The recipe, the card, and ``lineage.json`` with ``more``."""
+    draft.text(RECIPE, recipe_of(run))
+    draft.text(CARD, card)
+    lineage = lineage_of(run, [entry for entry, _ in opened], [made for _, made in opened])
+    draft.finish(KIND, run.name, {**more, **lineage})
 
 
 def _written(draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, progress: Progress) -> tuple[int, Counts]:
@@ -137,6 +143,7 @@ def _written(draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, pr
             if part.config == "prompts":
                 sources.update(_sources(draft.path / part.path))
             progress(done + 1, len(planned), part.path)
+    progress(files, files, "files")
     by_config = {config: dict(by_round) for config, by_round in written.items() if by_round.total()}
     return files, Counts(by_config, {} if set(sources) <= {""} else dict(sorted(sources.items())), both)
 
@@ -146,7 +153,7 @@ def _sources(file: Path) -> dict[str, int]:
     return {each["values"] or "": each["counts"] for each in counted}
 
 
-def _example(opened: Sequence[tuple[Mapping[str, Any], Round]]) -> dict[str, Any]:
+def _example(opened: Opened) -> dict[str, Any]:
     """A pair of the last round that has one, if possible of two answers with words, cut to what a card shows; empty
     without pairs."""
     names = ["prompt_text", "chosen_text", "rejected_text", "score_chosen", "score_rejected", "round"]

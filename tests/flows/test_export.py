@@ -256,6 +256,29 @@ def test_on_the_hub_every_round_is_a_revision_and_stays_one_when_the_run_goes_on
     assert read("org/elsewhere") == read("org/demo@round-001") == own
 
 
+def test_the_last_line_of_an_export_is_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    making = Making(rounds=1, ties=False)
+    told = export(None, str(tmp_path / "out"), make_run(tmp_path / "w", making).workspace, console=Console())
+    assert "dropped" not in told["data"]["rows"]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.split()[:3] == ["✓", "export", "data"] and line.split()[-2:] == [str(told["data"]["files"]), "files"]
+
+
+def test_a_push_that_recovered_ends_with_what_was_sent(tmp_path: Path) -> None:
+    workspace = make_run(tmp_path / "workspace", Making(rounds=1)).workspace
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    words = ["export", "demo", "--to", "hub:org/late", "--workspace", str(workspace)]
+    with HubServer() as hub:
+        hub.fault("/commit/", 503)
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words], capture_output=True, text=True, check=True, cwd=ROOT,
+            env={**clean, **hub.environment, "HF_HOME": str(tmp_path / "home")},
+        )  # fmt: skip
+        assert [request.fault for request in hub.asked("/commit/")] == [503, None]
+    assert "✓ data round-000" in done.stderr and "10 files sent, 0 there already" in done.stderr
+    assert "trying again" not in done.stderr
+
+
 def test_ctrl_c_ends_a_push_that_hangs_and_the_same_command_finishes_it(tmp_path: Path) -> None:
     workspace = make_run(tmp_path / "workspace").workspace
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
