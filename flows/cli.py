@@ -84,8 +84,8 @@ def train(
         list[str],
         typer.Argument(
             metavar="PAIRS...",
-            help="Data sets: files or folders in any of TRL's formats (completions: one message), Hub names, or a"
-            " run's pairs (RUN, RUN:ROUND); NAME= before one names it, for `betas`, where its rows have no column source.",
+            help="Data sets: files or folders in any of TRL's formats (completions: one message), Hub names, or"
+            " a run's pairs (RUN, RUN:ROUND); NAME= before one names it, for `betas`, where rows have no source.",
         ),
     ],
     policy: Annotated[str, typer.Option(help="A checkpoint's directory, a Hub name, or a run or training by name.")],
