@@ -26,7 +26,7 @@ from flows.publish import publish
 from flows.session import DataSession
 from flows.side_by_side import side_by_side
 from flows.stages import pair, sample
-from flows.start import make_prompts, policy_of, pretrained_policy, read_rounds
+from flows.start import make_prompts, policy_of, pretrained_policy, read_rounds, settled
 from flows.summary import PROPOSALS, artifact_keys, stage_seconds, summarise
 from flows.tasks import stage
 from pipeline.config import DataConfig, LocalModel, Model, PretrainedPolicy, ServedModel
@@ -115,7 +115,8 @@ def data_round(
 # ---------------------------------------------------------------------------------------------- stages
 def text_prompts(session: DataSession) -> Artifact:
     """The run's prompts as text: shard 0 for the rounds, shard 1 held out, which no model is asked."""
-    return make_prompts(session, session.config.prompts, session.config.seed, {}, lambda: None)
+    config = settled(session.run, session.config.prompts)
+    return make_prompts(session, config, session.config.seed, {}, lambda: None)
 
 
 def answers(session: DataSession, name: str, model: Model, prompts: Sequence[Prompt], round: int) -> Source:

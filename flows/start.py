@@ -17,6 +17,8 @@ from pipeline.figures import prompts_text
 from pipeline.functions import source_digest
 from pipeline.policy import PROBE, read_policy, weights_digest, write_probe
 from pipeline.prompts import Reading, load_prompts, settings_of
+from pipeline.prompts.commits import at_commits, commits_of
+from pipeline.runs import Run
 from pipeline.store import Artifact, Draft, Spec, sync
 from pipeline.tables import prompts_table, read_prompts
 from pipeline.types import Policy, Prompt
@@ -127,8 +129,16 @@ def download(config: PretrainedPolicy, weights: bool = True) -> Path:
 def prompts(session: Session, policy_artifact: Artifact) -> Artifact:
     """The run's prompts, rendered to token ids: shard 0 for the rounds, shard 1 held out for evaluation."""
     policy = policy_of(policy_artifact)
-    config, inputs = _that_fit(session, policy), {"policy": policy_artifact.key}
+    config, inputs = settled(session.run, _that_fit(session, policy)), {"policy": policy_artifact.key}
     return make_prompts(session, config, session.config.seed, inputs, lambda: session.tokenizer(policy))
+
+
+def settled(run: Run, config: PromptsConfig) -> PromptsConfig:
+    """The settings, with each Hub data set at the commit it had when the run first came to its prompts."""
+    known = run.commits()
+    if (commits := commits_of(config, known)) != known:
+        run.save_commits(commits)
+    return at_commits(config, commits)
 
 
 def make_prompts(

@@ -1,8 +1,10 @@
 """A run's folder: what was asked for, what each round decided, and readable links to what it made.
 
-    runs/<name>/config.json  commands.jsonl  initial.json  round-000.json …  outcome.json  report.html  links/
+    runs/<name>/config.json  commits.json  commands.jsonl
+                initial.json  round-000.json …  outcome.json  report.html  links/
 
-The files point to artifacts by key; nothing here is needed to resume, since every stage finds its own artifact.
+The files point to artifacts by key; nothing here is needed to resume, since every stage finds its own artifact, but for
+the commits of Hub data sets, which may have got newer ones since.
 """
 
 import fcntl
@@ -79,6 +81,13 @@ class Run:
         write_json(self.directory / "config.json", settings)
         note_command(self.directory, digest(settings))
         (self.directory / "outcome.json").unlink(missing_ok=True)
+
+    def commits(self) -> dict[str, str]:
+        """By its key in the recipe, the commit that each Hub data set is read at: a run that goes on keeps it."""
+        return _read(self.directory / "commits.json") or {}
+
+    def save_commits(self, commits: Mapping[str, str]) -> None:
+        write_json(self.directory / "commits.json", commits)
 
     def commands(self) -> list[Command]:
         """Those that worked on the run, and those that made pairs of it anew, oldest first."""

@@ -107,7 +107,9 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
         "pairing": facts.pairing(pairing), "length_taken_out": facts.length_taken_out(pairing),
         "held_out": facts.held_out(config), "held_out_pairs": facts.held_out_pairs(entries),
         "deduplicated": (config.get("prompts") or {}).get("deduplicate") != "none",
-        "prompt_sources": facts.prompt_sources(config), "prompt_counts": facts.prompt_counts(run.store, initial),
+        "prompt_sources": facts.prompt_sources(config, run.commits()),
+        "prompt_counts": facts.prompt_counts(run.store, initial),
+        "decontamination": facts.decontamination(config),
         "hub_data": facts.hub_data(config), "initial": (initial or {}).get("policy_out"),
         "recipe": RECIPE, "commands": commands(run), "again": again(run), "versions": versions(run),
     }  # fmt: skip

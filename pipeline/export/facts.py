@@ -22,7 +22,7 @@ Table = list[list[str]]
 HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HEALTH = {
     "agreement": "share of people's labels that the judge gives too",
-    "agreement_decided": "the same where people had a preference",
+    "agreement_decided": "share of people's labels that are no tie that the judge gives too",
     "kappa": "Cohen's kappa between judge and people: 0 is chance, 1 is full agreement",
     "swap_consistency": "same verdict when the two answers change places",
     "tie_rate": "ties it gave", "abstention_rate": "cases it did not judge",
@@ -200,15 +200,22 @@ def judges(config: Entry, name: str = "") -> list[str]:
             return [f"{lead}{plain(kind)} verdicts of {', '.join(map(code, models)) or 'a model'}"]
 
 
-def prompt_sources(config: Entry) -> list[str]:
-    """A line a source of prompts."""
+def prompt_sources(config: Entry, commits: Mapping[str, str]) -> list[str]:
+    """A line a source of prompts, Hub data sets with their commits where these are known."""
     source = (config.get("prompts") or {}).get("source") or {}
     if source.get("type") == "mixture":
         return [
-            f"{plain(name)} (weight {_number(each.get('weight'))}): {_source(each['source'])}"
+            f"{plain(name)} (weight {_number(each.get('weight'))}): "
+            + _source(each["source"], commits.get(f"prompts.source.members.{name}.source"))
             for name, each in source["members"].items()
         ]
-    return [_source(source)] if source else []
+    return [_source(source, commits.get("prompts.source"))] if source else []
+
+
+def decontamination(config: Entry) -> dict[str, Any]:
+    """``words`` in a row that prompts must not share with what is ``against`` them; empty where they may."""
+    found = (config.get("prompts") or {}).get("decontaminate") or {}
+    return {"words": write(found["ngram"]), "against": list(map(_source, found["against"]))} if found else {}
 
 
 def hub_data(config: Entry) -> list[str]:
@@ -257,10 +264,11 @@ def _model(model: Entry) -> str:
     return ", ".join(map(code, dict.fromkeys(each["model"] for each in model.get("endpoints") or ())))
 
 
-def _source(source: Entry) -> str:
+def _source(source: Entry, commit: str | None) -> str:
     match source.get("type"):
         case "hub":
-            more = [f"{name} {code(source[name])}" for name in ("name", "split", "revision") if source.get(name)]
+            told = {**source, "commit": commit}
+            more = [f"{name} {code(told[name])}" for name in ("name", "split", "revision", "commit") if told.get(name)]
             return f"the data set {code(source['path'])} ({', '.join(more)})"
         case "file":
             return f"the file {code(source['path'])}"

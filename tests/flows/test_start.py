@@ -1,6 +1,9 @@
 """What a run starts from is known by what it holds, and its manifest says what became of every row."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,16 @@ from flows.online import online_dpo
 from flows.start import make_prompts, read_held_out, read_rounds
 from pipeline.config import PromptsConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.export.facts import prompt_sources
 from pipeline.recipe import load_recipe
+from pipeline.runs import Run
 from pipeline.store import Artifact, Store
+from tests.hub_protocol import File
+from tests.hub_server import HubServer
 
 from .small import RECIPE
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -102,6 +111,59 @@ def test_what_became_of_rows_is_said_and_bad_ones_are_named(tmp_path: Path, plac
     first, second = captured.get().splitlines()
     assert first.endswith("5  rows: 2 for the rounds, 1 held out; dropped: 1 bad, 1 duplicate")
     assert second.strip() == "a row 3: has no 'prompt'; it has prompt"
+
+
+COMMITS = """
+import json
+import sys
+from pathlib import Path
+from flows.console import Console
+from flows.offline import Bench
+from flows.start import make_prompts, settled
+from pipeline.config import PromptsConfig
+from pipeline.runs import Run
+workspace, name, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+run = Run(workspace, name)
+run.directory.mkdir(parents=True, exist_ok=True)
+config = settled(run, PromptsConfig.model_validate(settings))
+made = make_prompts(Bench(workspace, Console(quiet=True)), config, 0, {}, lambda: None)
+print(json.dumps([made.manifest["kept"], made.info["source"]]))
+"""
+
+
+def test_a_run_reads_a_hub_data_set_at_one_commit_and_a_new_run_at_the_newest(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    own = {"source": {"type": "file", "path": write(tmp_path / "own.jsonl", "own")}}
+
+    def rows(name: str, **source: Any) -> tuple[int, Any]:
+        hub_set = {"type": "hub", "path": "org/questions", **source}
+        settings = {"source": {"type": "mixture", "members": {"own": own, "hub": {"source": hub_set}}}}
+        done = subprocess.run(
+            [sys.executable, "-c", COMMITS, str(tmp_path), name, json.dumps(settings)], cwd=ROOT, text=True,
+            env={**clean, **hub.environment, "HF_HOME": str(tmp_path / "home")}, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        count, told = json.loads(done.stdout)
+        return count, told["members"]["hub"]["source"]["revision"]
+
+    with HubServer() as hub:
+        repo = hub.make("org/questions", private=False)
+        lines = [json.dumps({"prompt": word}).encode() + b"\n" for word in ("apple", "pear", "plum")]
+        commits = [
+            repo.add("more", "", {"train.jsonl": File(b"".join(lines[:count]), large=False)}).oid for count in (1, 2)
+        ]
+        assert rows("first") == (3, commits[1])
+        newest = repo.add("more", "", {"train.jsonl": File(b"".join(lines), large=False)}).oid
+        hub.requests.clear()
+        assert rows("first") == (3, commits[1])
+        assert hub.requests == []  # it asks nobody any more
+        assert rows("second") == (4, newest)
+        assert rows("third", revision=commits[0]) == (2, commits[0])
+        card = prompt_sources(
+            {"prompts": {"source": {"type": "hub", "path": "org/questions"}}}, {"prompts.source": newest}
+        )
+        assert card == [f"the data set `org/questions` (commit `{newest}`)"]
+    assert Run(tmp_path, "second").commits() == {"prompts.source.members.hub.source": newest}
 
 
 def test_path_that_leads_nowhere_ends_a_run_before_anything_is_made(tmp_path: Path) -> None:
