@@ -23,8 +23,11 @@ EVALUATION: Mapping[str, Figure] = {
         "how often its sample scores above the initial policy's on the same held-out prompt, ties counting half;"
         " 50% is no difference",
     ),
-    "win_rate": Figure("Win rate against start", "share", "the same against the policy the round started from"),
-    "ties": Figure("Ties", "share", "share of those comparisons with equal scores"),
+    "win_rate": Figure(
+        "Win rate against start", "share",
+        "how often its sample scores above that of the policy the round started from, ties counting half",
+    ),
+    "ties": Figure("Ties", "share", "comparisons with the policy the round started from that end with equal scores"),
     "score_mean": Figure("Mean score", "score", "of held-out samples, in the judge's own units"),
     "score_delta": Figure("Score gained", "delta", "mean score minus the initial policy's on the same prompts"),
     "kl": Figure("KL to initial", "nats", "KL(policy ‖ initial policy) in nats a completion: how far it has moved"),

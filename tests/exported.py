@@ -58,6 +58,8 @@ class Making:
     """A round."""
     n: int = 4
     chat: bool = False
+    system: str = ""
+    """What a chat begins with."""
     ties: bool = True
     panel: bool = False
     models: tuple[str, ...] = ()
@@ -175,7 +177,8 @@ def own_pairs(run: Run, number: int) -> list[dict[str, Any]]:
 def _group(making: Making, number: int, k: int) -> Group:
     last = making.ties and k == making.prompts - 1
     text = f"{making.text} number {k} of round {number}"
-    messages = (Message(role="user", content=text),) if making.chat else ()
+    system = (Message(role="system", content=making.system),) if making.system else ()
+    messages = (*system, Message(role="user", content=text)) if making.chat else ()
     source = making.sources[k % len(making.sources)]
     asked = () if making.models else tuple(making.writing.prompt(text))
     prompt = Prompt(f"p{number}-{k}", text, asked, messages, None, source)

@@ -109,7 +109,7 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
         "deduplicated": (config.get("prompts") or {}).get("deduplicate") != "none",
         "prompt_sources": facts.prompt_sources(config, run.commits()),
         "prompt_counts": facts.prompt_counts(run.store, initial),
-        "decontamination": facts.decontamination(config),
+        "decontamination": facts.decontamination(config, run.commits()),
         "hub_data": facts.hub_data(config), "initial": (initial or {}).get("policy_out"),
         "recipe": RECIPE, "commands": commands(run), "again": again(run), "versions": versions(run),
     }  # fmt: skip

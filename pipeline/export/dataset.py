@@ -155,12 +155,16 @@ def _sources(file: Path) -> dict[str, int]:
 
 def _example(opened: Opened) -> dict[str, Any]:
     """A pair of the last round that has one, if possible of two answers with words, cut to what a card shows; empty
-    without pairs."""
-    names = ["prompt_text", "chosen_text", "rejected_text", "score_chosen", "score_rejected", "round"]
+    without pairs. ``turns`` are its prompt's roles and texts; a single text has no role."""
+    names = [
+        "prompt_text", "prompt_messages", "chosen_text", "rejected_text", "score_chosen", "score_rejected", "round",
+    ]  # fmt: skip
     for _, made in reversed(opened):
         for table in made.pairs.tables():
             rows: list[dict[str, Any]] = table.slice(0, LOOKED_AT).select(names).to_pylist()
             if rows:
                 row = next((row for row in rows if row["rejected_text"].strip()), rows[0])
-                return {name: fold(value).lead if isinstance(value, str) else value for name, value in row.items()}
+                told = {name: fold(value).lead if isinstance(value, str) else value for name, value in row.items()}
+                turns = [(turn["role"], fold(turn["content"]).lead) for turn in told.pop("prompt_messages") or ()]
+                return {**told, "turns": turns if len(turns) > 1 else [("", told["prompt_text"])]}
     return {}

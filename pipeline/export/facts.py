@@ -212,10 +212,14 @@ def prompt_sources(config: Entry, commits: Mapping[str, str]) -> list[str]:
     return [_source(source, commits.get("prompts.source"))] if source else []
 
 
-def decontamination(config: Entry) -> dict[str, Any]:
+def decontamination(config: Entry, commits: Mapping[str, str]) -> dict[str, Any]:
     """``words`` in a row that prompts must not share with what is ``against`` them; empty where they may."""
     found = (config.get("prompts") or {}).get("decontaminate") or {}
-    return {"words": write(found["ngram"]), "against": list(map(_source, found["against"]))} if found else {}
+    if not found:
+        return {}
+    key = "prompts.decontaminate.against"
+    against = [_source(each, commits.get(f"{key}.{at}")) for at, each in enumerate(found["against"])]
+    return {"words": write(found["ngram"]), "against": against}
 
 
 def hub_data(config: Entry) -> list[str]:

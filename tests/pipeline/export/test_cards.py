@@ -22,7 +22,7 @@ from tests.exported import CONFIG, HOSTILE, POLICIES, Making, make_run
 PROMPTS: dict[str, Any] = CONFIG["prompts"]
 COUNTS = Counts({config: {0: 3, 1: 4} for config in CONFIGS}, {})
 EXAMPLE = {
-    "round": 1, "prompt_text": "what is", "chosen_text": "good", "rejected_text": "bad", "score_chosen": 2.0,
+    "round": 1, "turns": [("", "what is")], "chosen_text": "good", "rejected_text": "bad", "score_chosen": 2.0,
     "score_rejected": 1.0,
 }  # fmt: skip
 TABLE = re.compile(r"(?:^\|.*\|\n)+", re.M)
@@ -113,6 +113,35 @@ def test_a_card_says_who_evaluated_where_the_judge_that_labelled_did_not(tmp_pat
     for card in (card_of(run), model_card_of(run)):
         assert "did not label the pairs.\n\n- rules: brief (length)\n\n| figure |" in card
     assert "(length)" not in card_of(make_run(tmp_path / "same"))
+
+
+def test_a_figure_is_told_without_the_one_above_it_which_may_not_be_there(run: Run) -> None:
+    for card in (card_of(run), model_card_of(run)):
+        assert "Win rate against initial" not in card  # as where no round was compared with the first policy
+        assert "| the same" not in card and "scores above that of the policy the round started from" in card
+
+
+def test_the_example_of_a_chat_is_the_whole_conversation(tmp_path: Path) -> None:
+    shown = []
+    for system in ("Speak as ```a pirate.", ""):
+        run = make_run(tmp_path / f"workspace {bool(system)}", Making(rounds=1, chat=True, system=system))
+        export_data(run, tmp_path / f"out {bool(system)}")
+        card = (tmp_path / f"out {bool(system)}" / "README.md").read_text()
+        shown.append(card.partition("The prompt:\n")[2].partition("Chosen, with")[0].strip())
+    last = "```\nwhat is number 1 of round 0\n```"
+    assert shown == [f"system:\n\n````\nSpeak as ```a pirate.\n````\n\nuser:\n\n{last}", last]
+
+
+def test_a_card_tells_what_prompts_were_held_against(tmp_path: Path, run: Run) -> None:
+    against = [{"type": "hub", "path": "acme/exam", "split": "test"}, {"type": "file", "path": "/home/me/more.jsonl"}]
+    config = {"prompts": PROMPTS | {"decontaminate": {"against": against, "ngram": 8}}}
+    made = make_run(tmp_path, Making(config=config))
+    said = (
+        "Those were dropped that share 8 words in a row, or a whole shorter text, with:\n\n- the data set `acme/exam` "
+    )
+    for card in (card_of(made), model_card_of(made)):
+        assert said in card and "- the file `more.jsonl`\n" in card
+    assert "words in a row" not in card_of(run) + model_card_of(run)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +256,7 @@ def outside_code(card: str) -> str:
 
 def test_hostile_text_ends_no_block_no_table_and_no_front_matter(tmp_path: Path) -> None:
     run = make_run(tmp_path, Making(config={"title": HOSTILE, "description": HOSTILE}, text=HOSTILE))
-    card = card_of(run, prompt_text=HOSTILE, chosen_text=HOSTILE, rejected_text="````\n---\n")
+    card = card_of(run, turns=[(HOSTILE, HOSTILE), ("user", HOSTILE)], chosen_text=HOSTILE, rejected_text="````\n---\n")
     front, body = DatasetCard(card).data.to_dict(), DatasetCard(card).text
     assert set(front) == {"license", "pretty_name", "size_categories", "task_categories", "tags", "configs"}
     rest = outside_code(body)
