@@ -17,6 +17,7 @@ from rich.table import Table
 
 from flows.console import Console
 from flows.offline import Bench
+from flows.options import command, in_workspace
 from flows.stages import pair_by
 from flows.summary import PROPOSALS, margin_figures
 from pipeline.config import PairingConfig
@@ -41,10 +42,10 @@ def repair(
     """Pair the finished rounds of a run, or those, by its own settings with ``overrides`` (``pairing.KEY=VALUE``).
 
     Returns:
-        JSON-serialisable: ``run``, ``pairing`` (the settings), ``changed`` (the overrides) and ``rounds``, each with
-        its ``pairs``, the ``groups`` they are of, those ``paired``, those ``dropped`` by reason, the ``margin`` of the
-        pairs, the artifact's ``key`` and ``path``, a readable ``link``, and whether these are the pairs the run trained
-        on (``own``).
+        JSON-serialisable: ``run``, ``pairing`` (the settings), ``changed`` (the overrides), ``next`` (how these pairs
+        are exported; empty where all are the run's own) and ``rounds``, each with its ``pairs``, the ``groups`` they
+        are of, those ``paired``, those ``dropped`` by reason, the ``margin`` of the pairs, the artifact's ``key`` and
+        ``path``, a readable ``link``, and whether these are the pairs the run trained on (``own``).
 
     Raises:
         ConfigError: a setting is wrong, or the run has no such round.
@@ -70,7 +71,11 @@ def repair(
         )  # fmt: skip
     settings = config.model_dump(mode="json", exclude={"replay"})
     run.note_pairs(settings, [each["key"] for each in made if not each["own"]])
-    return {"run": run.name, "pairing": settings, "changed": list(overrides), "rounds": made}
+    own = not overrides or all(each["own"] for each in made)
+    return {
+        "run": run.name, "pairing": settings, "changed": list(overrides), "rounds": made,
+        "next": "" if own else _export(run, rounds, overrides),
+    }  # fmt: skip
 
 
 def preview_margins(
@@ -133,6 +138,12 @@ def _preview(source: Round, config: PairingConfig, status: Entry) -> dict[str, A
         return {"sigma": yardstick.sigma, "margins": preview(source, config, yardstick, each)}
 
 
+def _export(run: Run, rounds: Sequence[int] | None, overrides: Sequence[str]) -> str:
+    words = [command(), "export", run.name, *(word for number in rounds or () for word in ("--rounds", str(number)))]
+    settings = [word for each in overrides for word in ("--set", each)]
+    return f"{shlex.join([*words, *settings, '--to'])} DIR{in_workspace(run)}"
+
+
 def _rounds(status: Entry, rounds: Sequence[int] | None) -> list[Entry]:
     judged = {entry["round"]: entry for entry in status["rounds"] if entry["artifacts"].get("judgments")}
     missing = [number for number in rounds or () if number not in judged]
@@ -164,9 +175,8 @@ def pairs_table(result: Entry) -> RenderableType:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
         own = " (the run's own)" if entry["own"] else ""
         notes += [f"round {entry['round']}: dropped: {dropped}", f"  [dim]{entry['link']}{own}[/]"]
-    if result["changed"] and not all(entry["own"] for entry in result["rounds"]):
-        settings = [word for each in result["changed"] for word in ("--set", each)]
-        notes.append(escape(f"next: {shlex.join(['ratchet', 'export', result['run'], *settings, '--to'])} DIR"))
+    if result["next"]:
+        notes.append(escape(f"next: {result['next']}"))
     return Group(table, *(Padding(note, (0, 2)) for note in notes))
 
 
