@@ -15,9 +15,10 @@ class Columns(Strict):
     """A string; or a conversation: a list of messages with role and content (or from and value, as ShareGPT has them),
     or, for ``template = "chat"``, one string of turns that each begin with ``\\n\\nHuman:`` or ``\\n\\nAssistant:``."""
     answer: str | None = None
-    """Reference answer for verifiers; a row without it is unusable where this is set."""
+    """Reference answer for verifiers; a row without it, or with an empty one, is unusable where this is set."""
     id: str | None = None
-    """Names the prompt; None takes ``id`` where rows have one, else a digest of the text."""
+    """Names the prompt: a row without it, or with another's, is unusable. None takes ``id`` where a row has one that is
+    its own, else a digest of the text."""
     system: str | None = None
     """A system message of the row's own, for a conversation that has none; it goes before ``prompts.system``."""
 

@@ -65,8 +65,8 @@ class PromptSet:
 def load_prompts(config: PromptsConfig, tokenizer: Any, seed: int = 0) -> PromptSet:
     """The prompts of a run. ``seed`` decides which unmarked rows are held out.
 
-    A prompt has the row's own id (in a mixture with its source's name before it), or a digest of its text (with
-    ``-2``, ``-3`` … for repeats).
+    A prompt has the row's own id (in a mixture with its source's name before it), or, where it has none, or one that is
+    not its own and that nobody asked for, a digest of its text (with ``-2``, ``-3`` … for repeats).
 
     Args:
         tokenizer: the policy's; or None where no policy reads the prompts: they then have no token ids, and limits in
@@ -189,12 +189,13 @@ def _batches(rows: Iterable[tuple[Row, str]]) -> Iterator[list[tuple[Row, str]]]
 
 # ---------------------------------------------------------------------------------------------- the set
 def _named(rows: Sequence[Row], tally: Tally) -> tuple[list[Prompt], frozenset[str]]:
-    """The prompts, and the ids of those marked held out. A row whose own id another has is bad: an id names one prompt
-    in seeds and lineage."""
+    """The prompts, and the ids of those marked held out. An id names one prompt in seeds and lineage: one that several
+    rows have is none where nobody asked for it, and bad from the second row on where somebody did."""
     owner: dict[str, Row] = {}
     occurrences: Counter[str] = Counter()
+    having = Counter((row.source, row.own_id) for row in rows)
     for row in rows:
-        if row.own_id is None:
+        if row.own_id is None or (having[row.source, row.own_id] > 1 and not row.id_asked_for):
             occurrences[row.content] += 1
             count = occurrences[row.content]
             name = row.content[:16] + (f"-{count}" if count > 1 else "")

@@ -28,6 +28,8 @@ class Row:
     content: str
     """Digest of what the row says, before ``prompts.system`` is added: equal prompts have equal ones."""
     own_id: str | None
+    id_asked_for: bool
+    """Whether the recipe names the id's column, or a function gave it: else it may be no name at all."""
     text: str
     messages: tuple[Message, ...]
     answer: str | None
@@ -52,9 +54,9 @@ def parse(raw: Any, number: int, source: str, columns: Columns | None, config: P
     Raises:
         Unusable: it says none.
     """
-    raw = mapping(raw)
+    raw, made_for_us = mapping(raw), columns is None
     if columns is None:
-        columns = OF_A_FUNCTION if raw.get("answer") is None else ANSWERED
+        columns = OF_A_FUNCTION if raw.get("answer") in (None, "") else ANSWERED
     content, answer = _needed(raw, columns.prompt), columns.answer and _scalar(raw, columns.answer, needed=True)
     system = None if columns.system is None else _text_or_none(raw, columns.system)
     if config.template == "chat" and find(raw, "tools") not in NO_TOOLS:
@@ -65,9 +67,10 @@ def parse(raw: Any, number: int, source: str, columns: Columns | None, config: P
         text = text.removeprefix(bos)  # it gets its BOS as an id
     _check(text, messages, columns.prompt, bos)
     alone = len(messages) < 2  # a message alone is the same prompt as its text
+    own_id = _scalar(raw, columns.id or "id", needed=bool(columns.id))
     return Row(
-        source, number, digest(text if alone else messages), _scalar(raw, columns.id or "id", needed=bool(columns.id)),
-        text, _with_system(messages, config.system), answer, held_out=raw.get("split") == "held_out",
+        source, number, digest(text if alone else messages), own_id, made_for_us or bool(columns.id), text,
+        _with_system(messages, config.system), answer, held_out=raw.get("split") == "held_out",
     )  # fmt: skip
 
 
@@ -123,6 +126,10 @@ def _scalar(row: Mapping[str, Any], path: str, needed: bool) -> str | None:
     value = _needed(row, path) if needed else find(row, path)
     if value is not None and not isinstance(value, str | int | float):
         raise Unusable(f"{path!r} is a {type(value).__name__}, not a string or a number")
+    if value == "":  # how a table writes that there is none
+        if needed:
+            raise Unusable(f"has an empty {path!r}")
+        value = None
     return None if value is None else _unicode(str(value), path)
 
 

@@ -147,7 +147,6 @@ def test_a_message_alone_is_the_same_prompt_as_its_text_and_another_system_messa
         ({"prompt": "a<bos>b"}, "plain", "has the BOS token '<bos>'"),
         ({"prompt": "<bos>b"}, "chat", "has the BOS token '<bos>'"),
         ({"prompt": "a", "id": ["x"]}, "plain", "'id' is a list"),
-        ({"prompt": "new", "id": "row 1"}, "plain", "has the id 'row 1' of row 1"),
         ('{"prompt": "half of a pair: \\ud800"}', "plain", "'prompt' is no Unicode text"),
         ('{"prompt": "a", "id": "\\udc00"}', "plain", "'id' is no Unicode text"),
         ([1, 2], "plain", "is a list, not an object"),
@@ -169,7 +168,9 @@ def test_bad_row_is_counted_and_named(source: Source, chat: Any, row: Any, templ
     [
         ({"answer": "solution"}, {"prompt": "a"}, "has no 'solution'; it has prompt"),
         ({"answer": "solution"}, {"prompt": "a", "solution": [4]}, "'solution' is a list, not a string or a number"),
+        ({"answer": "solution"}, {"prompt": "a", "solution": ""}, "has an empty 'solution'"),
         ({"id": "key"}, {"prompt": "a", "id": "b"}, "has no 'key'"),
+        ({"id": "key"}, {"prompt": "a", "key": ""}, "has an empty 'key'"),
         ({"system": "rules"}, {"prompt": "a", "rules": 3}, "'rules' is a int, not a string"),
     ],
 )
@@ -193,11 +194,26 @@ def test_a_member_that_is_wrong_is_fatal_however_many_good_rows_others_have(mixt
 
 
 def test_two_rows_with_one_id_are_one_too_many_only_in_one_source(mixture: Mixture) -> None:
-    members = {name: [{"prompt": f"{name} {word}", "id": 1}] for word in "x" for name in ("a", "b")}
-    found = load_prompts(mixture(members), None)
+    def config(**members: list[Any]) -> PromptsConfig:
+        settings = mixture(members).model_dump()
+        for member in settings["source"]["members"].values():
+            member["source"]["columns"] = {"id": "id"}
+        return PromptsConfig.model_validate(settings)
+
+    members = {name: [{"prompt": f"{name} x", "id": 1}] for name in ("a", "b")}
+    found = load_prompts(config(**members), None)
     assert [prompt.id for prompt in found.rounds] == ["a/1", "b/1"]
     with pytest.raises(DataError, match=r"members.b.source: 1 of 2 rows .*b row 2: has the id 'b/1' of row 1"):
-        load_prompts(mixture({**members, "b": [*members["b"], {"prompt": "other", "id": 1}]}), None)
+        load_prompts(config(a=members["a"], b=[*members["b"], {"prompt": "other", "id": 1}]), None)
+
+
+def test_an_id_that_nobody_asked_for_names_a_prompt_where_it_is_its_own(source: Source) -> None:
+    ids = ["maths", "maths", "history", "", None]
+    rows = [{"prompt": letter, "id": id} for letter, id in zip("abcde", ids, strict=True)]
+    found = load_prompts(source(rows), None)
+    alone = [load_prompts(source([{"prompt": letter}]), None).rounds[0].id for letter in "abcde"]
+    assert [prompt.id for prompt in found.rounds] == [*alone[:2], "history", *alone[3:]]
+    assert load_prompts(source(rows[::-1]), None).rounds == found.rounds[::-1]
 
 
 # ---------------------------------------------------------------------------------------------- lengths and ids
