@@ -32,7 +32,7 @@ from pipeline.functions import source_digest
 from pipeline.policy import checkpoint_digest
 from pipeline.protocols import Judge
 from pipeline.store import Artifact, Draft, Spec, file_digest
-from pipeline.tables import all_judgments, judgments_table, read_judgments
+from pipeline.tables import MEMBER, all_judgments, judgments_table, read_judgments
 from pipeline.types import Group, Judgment
 
 LEDGER = "ledger.sqlite"
@@ -62,7 +62,7 @@ def judge(
     weights = {name: member.model_dump(mode="json", exclude={"judge"}) for name, member in config.members.items()}
     spec = Spec(
         "judgments", 2, config.model_dump(mode="json", exclude={"members"}) | {"members": weights},
-        {f"member {name}": made.key for name, made in members.items()}
+        {f"{MEMBER}{name}": made.key for name, made in members.items()}
         | {"candidates": candidates.key, "frozen": first.key},
     )  # fmt: skip
 

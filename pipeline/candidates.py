@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
 from pipeline.store import Artifact, Draft, digest, sync
-from pipeline.tables import PROMPTS, prompts_table, read_groups, read_prompts, stored_as
+from pipeline.tables import PROMPTS, intact, prompts_table, read_groups, read_prompts, stored_as
 from pipeline.types import Group, Prompt
 
 T = TypeVar("T")
@@ -52,12 +51,9 @@ def asked_tables(candidates: Artifact) -> Iterator[pa.Table]:
         StoreError: they have been removed or damaged since.
     """
     path = candidates.path / ASKED
-    try:
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                yield file.read_row_group(number)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete {candidates.path} to make it again") from None
+    with intact(path), pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)
 
 
 def asked(candidates: Artifact) -> list[Prompt]:
@@ -81,17 +77,16 @@ def group_of(candidates: Artifact, prompt_id: str) -> tuple[int, Group] | None:
     Reads the ids of all prompts, and one shard. Raises StoreError as :func:`asked_tables` does.
     """
     path = candidates.path / ASKED
-    try:
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                row = pc.index(file.read_row_group(number, ["prompt_id"])["prompt_id"], prompt_id).as_py()
-                if row >= 0:
-                    (prompt,) = read_prompts(file.read_row_group(number).slice(row, 1))
-                    path = candidates.path / candidates.manifest["shards"][number]["file"]
-                    rows = pq.read_table(path, filters=[("prompt_id", "=", prompt_id)])
-                    return next(((number, group) for group in read_groups(rows, {prompt_id: prompt})), None)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete {candidates.path} to make it again") from None
+    with intact(path), pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            row = pc.index(file.read_row_group(number, ["prompt_id"])["prompt_id"], prompt_id).as_py()
+            if row < 0:
+                continue
+            (prompt,) = read_prompts(file.read_row_group(number).slice(row, 1))
+            shard = candidates.path / candidates.manifest["shards"][number]["file"]
+            with intact(shard):
+                rows = pq.read_table(shard, filters=[("prompt_id", "=", prompt_id)])
+            return next(((number, group) for group in read_groups(rows, {prompt_id: prompt})), None)
     return None
 
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BusyError, StoreError
 from pipeline.protocols import Progress
-from pipeline.tables import stored_as
+from pipeline.tables import intact, stored_as
 
 log = logging.getLogger("ratchet.store")
 
@@ -93,10 +93,8 @@ class Artifact:
         """
         for shard in self.manifest["shards"]:
             file = self.path / shard["file"]
-            try:
+            with intact(file):
                 table = pq.read_table(file, columns=columns)
-            except (OSError, pa.ArrowException) as error:
-                raise StoreError(f"{file} cannot be read ({error}); delete {self.path} to make it again") from None
             yield table
 
     def table(self) -> pa.Table:

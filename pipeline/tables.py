@@ -5,11 +5,14 @@ row a pair, with both candidates' ids and texts side by side, so that the file a
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import StoreError
 from pipeline.types import Candidate, Group, Judgment, PreferencePair, Prompt
 
 IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
@@ -30,6 +33,8 @@ CANDIDATES = pa.schema([("prompt_id", pa.string()), *CANDIDATE_FIELDS])
 JUDGMENTS = pa.schema(
     [("prompt_id", pa.string()), ("judge", pa.string()), ("scores", pa.list_(pa.float64())), ("votes", pa.string())]
 )
+MEMBER = "member "
+"""Before the names of a panel's members, where its judgments artifact names theirs among its inputs."""
 
 PAIRS = pa.schema(
     [
@@ -44,6 +49,15 @@ PAIRS = pa.schema(
 )  # fmt: skip
 
 DROPS = pa.schema([("prompt_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+@contextmanager
+def intact(file: Path) -> Iterator[None]:
+    """For reading a file of an artifact: raises StoreError where it has been removed or damaged."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{file} cannot be read ({error}); delete {file.parent} to make it again") from None
 
 
 def stored_as(schema: pa.Schema) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _example(opened: Opened) -> dict[str, Any]:
             rows: list[dict[str, Any]] = table.slice(0, LOOKED_AT).select(names).to_pylist()
             if rows:
                 row = next((row for row in rows if row["rejected_text"].strip()), rows[0])
+                turns = [(turn["role"], fold(turn["content"]).lead) for turn in row.pop("prompt_messages") or ()]
                 told = {name: fold(value).lead if isinstance(value, str) else value for name, value in row.items()}
-                turns = [(turn["role"], fold(turn["content"]).lead) for turn in told.pop("prompt_messages") or ()]
                 return {**told, "turns": turns if len(turns) > 1 else [("", told["prompt_text"])]}
     return {}

@@ -1,7 +1,6 @@
 """A finished round's artifacts, and what each config of a data set takes from them, a span of shards at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,17 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.candidates import ASKED
-from pipeline.errors import StoreError
 from pipeline.export import columns
 from pipeline.export.columns import Origin
 from pipeline.export.folder import left_out
 from pipeline.pairing.artifact import DROPPED
 from pipeline.pairing.unpaired import unpaired_by_role
 from pipeline.store import Artifact, Store, digest
-from pipeline.tables import CANDIDATES, PAIRS
+from pipeline.tables import CANDIDATES, MEMBER, PAIRS, intact
 
-MEMBER = "member "
-"""Before the names of a panel's members, among its inputs."""
 FORMAT = 5
 """Raised when the same artifacts give other files."""
 AT_ONCE = 8192
@@ -167,7 +163,8 @@ def _shards(artifact: Artifact) -> Shards:
 
 def _read(artifact: Artifact, shard: Mapping[str, Any], names: Sequence[str] | None = None) -> pa.Table:
     """One shard, or some columns of it. Raises StoreError where it cannot be read."""
-    with _intact(artifact.path / shard["file"]) as path, pq.ParquetFile(path) as file:
+    path = artifact.path / shard["file"]
+    with intact(path), pq.ParquetFile(path) as file:
         return file.read(names, use_threads=False)
 
 
@@ -184,22 +181,16 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
 
 def _footer(candidates: Artifact) -> pq.FileMetaData:
     """Where the prompts of each shard lie. Raises StoreError where it cannot be read."""
-    with _intact(candidates.path / ASKED) as path:
+    path = candidates.path / ASKED
+    with intact(path):
         return pq.read_metadata(path)
 
 
 def _asked(candidates: Artifact, number: int, footer: pq.FileMetaData) -> pa.Table:
     """The prompts of one shard, without reading those before it. Raises StoreError where they cannot be read."""
-    with _intact(candidates.path / ASKED) as path, pq.ParquetFile(path, metadata=footer) as file:
+    path = candidates.path / ASKED
+    with intact(path), pq.ParquetFile(path, metadata=footer) as file:
         return file.read_row_group(number, use_threads=False)
-
-
-@contextmanager
-def _intact(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete {path.parent} to make it again") from None
 
 
 def _is_chat(candidates: Artifact) -> bool:

@@ -13,11 +13,8 @@ from pipeline.calls.recall import Remembered, recall
 from pipeline.errors import RatchetError
 from pipeline.lineage.catalogue import Catalogue, Made
 from pipeline.store import Artifact
-from pipeline.tables import read_judgments
+from pipeline.tables import MEMBER, read_judgments
 from pipeline.types import Judgment
-
-MEMBER = "member "
-"""How a panel names the inputs that are its members' judgments."""
 
 
 @dataclass(frozen=True, slots=True)

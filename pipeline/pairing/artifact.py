@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from pipeline.candidates import ASKED
 from pipeline.config import PairingConfig
-from pipeline.errors import StoreError
 from pipeline.pairing.assembly import Origin
 from pipeline.pairing.audit import REASONS, counted
 from pipeline.pairing.columns import Floats, Shard, array, flat_scores, joined, presence
@@ -28,7 +27,7 @@ from pipeline.pairing.shards import Paired, first_margins, pair
 from pipeline.pairing.yardstick import Yardstick, needs_scores, with_cutoff, yardstick_of
 from pipeline.protocols import Progress
 from pipeline.store import Artifact, Draft, Spec, sync
-from pipeline.tables import DROPS, PAIRS
+from pipeline.tables import DROPS, PAIRS, intact
 
 VERSION = 5
 """Part of the key. Raised where columns change, or which input shards an output shard is made from, too: of a half-made
@@ -48,7 +47,7 @@ class Round:
 
     def __init__(self, candidates: Artifact, judgments: Artifact) -> None:
         self.candidates, self.judgments = candidates, judgments
-        with self._intact(candidates.path / ASKED):
+        with intact(candidates.path / ASKED):
             self._asked = pq.read_metadata(candidates.path / ASKED)
         assert len(candidates.manifest["shards"]) == len(judgments.manifest["shards"]) == self._asked.num_row_groups
 
@@ -66,11 +65,11 @@ class Round:
     def read(self, numbers: Sequence[int]) -> Iterator[Shard]:
         """Some shards, one by one. Raises StoreError as :meth:`shard` does."""
         path = self.candidates.path / ASKED
-        with self._intact(path):
+        with intact(path):
             asked = pq.ParquetFile(path, metadata=self._asked)
         with asked:
             for number in numbers:
-                with self._intact(path):
+                with intact(path):
                     prompts = asked.read_row_group(number, use_threads=False)
                 candidates = self._read(self.candidates, number, None)
                 yield Shard(prompts, candidates, self._read(self.judgments, number, ["prompt_id", "scores"]))
@@ -89,15 +88,8 @@ class Round:
 
     def _read(self, artifact: Artifact, number: int, columns: list[str] | None) -> pa.Table:
         path = artifact.path / artifact.manifest["shards"][number]["file"]
-        with self._intact(path), pa.OSFile(str(path)) as bytes, pq.ParquetFile(bytes) as file:
+        with intact(path), pa.OSFile(str(path)) as bytes, pq.ParquetFile(bytes) as file:
             return file.read(columns, use_threads=False)
-
-    @contextmanager
-    def _intact(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete {path.parent} to make it again") from None
 
 
 def pairs_spec(candidates: Artifact, judgments: Artifact, config: PairingConfig, round: int) -> Spec:
