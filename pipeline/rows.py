@@ -63,8 +63,10 @@ def _csv(path: Path) -> Iterator[Any]:
         if isinstance(names, Broken):
             raise DataError(f"{title}: line {lines.line_num}: {names.reason}")
         for line in _lines(lines, title):
-            whole = not isinstance(line, Broken) and len(line) == len(names)
-            yield dict(zip(names, line, strict=True)) if whole else line
+            if isinstance(line, Broken) or len(line) != len(names):
+                yield line
+            else:
+                yield dict(zip(names, line, strict=True))
 
 
 def _lines(lines: Any, title: str) -> Iterator[list[str] | Broken]:

@@ -78,8 +78,9 @@ def _locate(place: Sequence[int | str], schema: dict[str, Any]) -> tuple[str, di
         key = join(key, part)
         siblings = list(node.get("properties", ()))
         inside = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        entries = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
-        node = _resolve(inside or entries, schema)
+        patterns: dict[str, Any] = node.get("patternProperties", {})
+        entries = node.get("additionalProperties") or next(iter(patterns.values()), None)
+        node = _resolve(inside or entries or {}, schema)
     return key, node, siblings
 
 

@@ -25,14 +25,16 @@ def at_commits(config: PromptsConfig, commits: Mapping[str, str]) -> PromptsConf
     def at(source: SinglePrompts, key: str) -> SinglePrompts:
         return source.model_copy(update={"revision": commits[key]}) if key in commits else source
 
-    settled = [at(source, key) for key, source in config.single_sources()]
+    settled = iter([at(source, key) for key, source in config.single_sources()])  # the prompts' own come first
+    source: SinglePrompts | MixturePrompts
     if isinstance(config.source, MixturePrompts):
-        pairs = zip(config.source.members.items(), settled, strict=False)
-        members = {name: member.model_copy(update={"source": each}) for (name, member), each in pairs}
-        source, rest = config.source.model_copy(update={"members": members}), settled[len(members) :]
+        members = {
+            name: member.model_copy(update={"source": next(settled)}) for name, member in config.source.members.items()
+        }
+        source = config.source.model_copy(update={"members": members})
     else:
-        source, rest = settled[0], settled[1:]
-    against = config.decontaminate and config.decontaminate.model_copy(update={"against": tuple(rest)})
+        source = next(settled)
+    against = config.decontaminate and config.decontaminate.model_copy(update={"against": tuple(settled)})
     return config.model_copy(update={"source": source, "decontaminate": against})
 
 
@@ -42,6 +44,7 @@ def _commit(source: HubPrompts) -> str | None:
     if Path(source.path).expanduser().is_dir():
         return None
     try:
-        return HfApi().dataset_info(source.path, revision=source.revision, timeout=PATIENCE).sha
+        commit: str | None = HfApi().dataset_info(source.path, revision=source.revision, timeout=PATIENCE).sha
     except Exception:  # the client raises anything, as does the library that is to read the data set, which tells it
         return None
+    return commit

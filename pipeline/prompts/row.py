@@ -15,7 +15,7 @@ from pipeline.types import Message
 OF_A_FUNCTION = Columns()
 ANSWERED = Columns(answer="answer")
 """A function's rows are made for us: they may have an answer or not."""
-NO_TOOLS = (None, [], {}, "", "[]", "{}", "null")
+NO_TOOLS: tuple[object, ...] = (None, [], {}, "", "[]", "{}", "null")
 """How data sets write that a conversation has no tools."""
 
 
