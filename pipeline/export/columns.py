@@ -33,7 +33,7 @@ PERSON, REMARK = "annotator", "comment"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Common:
     """What all rows of a round have in common."""
 
     round: int
@@ -83,23 +83,23 @@ def exported_as(schema: pa.Schema) -> dict[str, Any]:
     return {"compression": "zstd", "use_dictionary": short, "write_statistics": short}
 
 
-def preferences(pairs: pa.Table, origin: Origin) -> pa.Table:
+def preferences(pairs: pa.Table, common: Common) -> pa.Table:
     """``default``: a row a pair, of a table with the columns of ``pipeline.tables.PAIRS``."""
-    sides = {side: _answers(pairs[f"{side}_text"], origin) for side in ("chosen", "rejected")}
-    return _table("default", origin, pairs, {"prompt": _prompts(pairs, "prompt_", origin), **sides,
+    sides = {side: _answers(pairs[f"{side}_text"], common) for side in ("chosen", "rejected")}
+    return _table("default", common, pairs, {"prompt": _prompts(pairs, "prompt_", common), **sides,
                                              "source": pairs["prompt_source"]})  # fmt: skip
 
 
-def labelled(completions: pa.Table, origin: Origin) -> pa.Table:
+def labelled(completions: pa.Table, common: Common) -> pa.Table:
     """``kto``: of a table with the columns of ``pipeline.pairing.unpaired.UNPAIRED``."""
-    return _table("kto", origin, completions, {
-        "prompt": _prompts(completions, "prompt_", origin), "completion": _answers(completions["text"], origin),
+    return _table("kto", common, completions, {
+        "prompt": _prompts(completions, "prompt_", common), "completion": _answers(completions["text"], common),
         "label": completions["desirable"], "score_compared": completions["score"],
         "source": completions["prompt_source"],
     })  # fmt: skip
 
 
-def best_of_n(prompts: pa.Table, candidates: pa.Table, judgments: pa.Table, origin: Origin) -> pa.Table:
+def best_of_n(prompts: pa.Table, candidates: pa.Table, judgments: pa.Table, common: Common) -> pa.Table:
     """``sft``: of each group the completion with the highest score that is finished and not empty, if there is one.
 
     Args:
@@ -117,19 +117,19 @@ def best_of_n(prompts: pa.Table, candidates: pa.Table, judgments: pa.Table, orig
     best = first[usable[first]]
     rows, asked = candidates.take(pa.array(best)), prompts.take(pa.array(group[best]))
     return _table(
-        "sft", origin, rows,
+        "sft", common, rows,
         {
-            "prompt": _prompts(asked, "", origin), "completion": _answers(rows["text"], origin),
+            "prompt": _prompts(asked, "", common), "completion": _answers(rows["text"], common),
             "score": pa.array(scores[best]), "source": asked["source"],
         },
     )  # fmt: skip
 
 
-def candidates(table: pa.Table, origin: Origin) -> pa.Table:
-    return _table("candidates", origin, table, {})
+def candidates(table: pa.Table, common: Common) -> pa.Table:
+    return _table("candidates", common, table, {})
 
 
-def judgments(table: pa.Table, origin: Origin, member: str = "") -> pa.Table:
+def judgments(table: pa.Table, common: Common, member: str = "") -> pa.Table:
     """``member`` is the name in the panel; empty for the judge whose scores were paired. Of people's votes neither
     names nor comments are kept, and of a judge that is a file here its last part."""
     names = table["judge"].unique().to_pylist()
@@ -137,7 +137,7 @@ def judgments(table: pa.Table, origin: Origin, member: str = "") -> pa.Table:
         pc.index_in(table["judge"], pa.array(names, TEXT))
     )
     more = {"member": pa.repeat(member, table.num_rows), "judge": told, "votes": _without_people(table["votes"])}
-    return _table("judgments", origin, table, more)
+    return _table("judgments", common, table, more)
 
 
 def _without_people(votes: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -155,27 +155,27 @@ def _impersonal(votes: str) -> str:
     return json.dumps(told, ensure_ascii=False)
 
 
-def prompts(table: pa.Table, origin: Origin) -> pa.Table:
-    return _table("prompts", origin, table, {"prompt": _prompts(table, "", origin)})
+def prompts(table: pa.Table, common: Common) -> pa.Table:
+    return _table("prompts", common, table, {"prompt": _prompts(table, "", common)})
 
 
-def dropped(table: pa.Table, origin: Origin) -> pa.Table:
-    return _table("dropped", origin, table, {})
+def dropped(table: pa.Table, common: Common) -> pa.Table:
+    return _table("dropped", common, table, {})
 
 
-def _table(config: str, origin: Origin, table: pa.Table, more: dict[str, pa.Array]) -> pa.Table:
+def _table(config: str, common: Common, table: pa.Table, more: dict[str, pa.Array]) -> pa.Table:
     """The config's columns: from ``more``, from the round, or as they are in ``table``."""
-    wanted = schema(config, origin.chat)
-    same = {"round": pa.repeat(pa.scalar(origin.round, ROUND), table.num_rows),
-            "policy": pa.repeat(origin.policy, table.num_rows)}  # fmt: skip
+    wanted = schema(config, common.chat)
+    same = {"round": pa.repeat(pa.scalar(common.round, ROUND), table.num_rows),
+            "policy": pa.repeat(common.policy, table.num_rows)}  # fmt: skip
     found = [more[name] if name in more else same[name] if name in same else table[name] for name in wanted.names]
     return pa.table(found, wanted.names).cast(wanted)
 
 
-def _prompts(table: pa.Table, prefix: str, origin: Origin) -> pa.ChunkedArray | pa.Array:
+def _prompts(table: pa.Table, prefix: str, common: Common) -> pa.ChunkedArray | pa.Array:
     """Plain prompts as they are, in a run of conversations as a user's turn."""
     messages, texts = table[f"{prefix}messages"], table[f"{prefix}text"]
-    if not origin.chat:
+    if not common.chat:
         return texts
     plain = pc.equal(pc.coalesce(pc.list_value_length(messages), 0), 0)
     if not pc.any(plain, min_count=0).as_py():
@@ -183,8 +183,8 @@ def _prompts(table: pa.Table, prefix: str, origin: Origin) -> pa.ChunkedArray | 
     return pc.if_else(plain, _turns("user", texts), _whole(messages.cast(MESSAGES)))
 
 
-def _answers(texts: pa.ChunkedArray, origin: Origin) -> pa.ChunkedArray | pa.Array:
-    return _turns("assistant", texts) if origin.chat else texts
+def _answers(texts: pa.ChunkedArray, common: Common) -> pa.ChunkedArray | pa.Array:
+    return _turns("assistant", texts) if common.chat else texts
 
 
 def _turns(role: str, texts: pa.ChunkedArray) -> pa.Array:

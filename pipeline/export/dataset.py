@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.export import columns
 from pipeline.export.cards import Counts, Terms, data_card
-from pipeline.export.folder import CARD, Draft, check_destination, drafted, kept
+from pipeline.export.folder import CARD, FolderDraft, check_destination, drafted, kept
 from pipeline.export.lineage import RECIPE, lineage_of, recipe_of
-from pipeline.export.rounds import FORMAT, Part, Round, open_round, parts
+from pipeline.export.rounds import FORMAT, Part, RoundArtifacts, open_round, parts
 from pipeline.pairing.artifact import workers
 from pipeline.protocols import Progress, silent
 from pipeline.runs import Run
@@ -33,7 +33,7 @@ ROWS = 131_072
 """Rows a file has, about: some 10 to 200 MB."""
 LOOKED_AT = 64
 """Pairs among which the card's example is looked for."""
-Opened = Sequence[tuple[Mapping[str, Any], Round]]
+Opened = Sequence[tuple[Mapping[str, Any], RoundArtifacts]]
 """Rounds as the run's records have them, and their artifacts."""
 
 
@@ -53,7 +53,7 @@ def finished_rounds(run: Run, numbers: Sequence[int] | None) -> list[dict[str, A
     return [entry for number, entry in found.items() if numbers is None or number in numbers]
 
 
-def open_rounds(run: Run, numbers: Sequence[int] | None) -> list[tuple[dict[str, Any], Round]]:
+def open_rounds(run: Run, numbers: Sequence[int] | None) -> list[tuple[dict[str, Any], RoundArtifacts]]:
     """The rounds with their artifacts, in order; with one that is of conversations, all are.
 
     Raises:
@@ -115,7 +115,7 @@ def export_data(
     return {"folder": str(destination), **summary}
 
 
-def _finish(draft: Draft, run: Run, opened: Opened, card: str, more: Mapping[str, Any]) -> None:
+def _finish(draft: FolderDraft, run: Run, opened: Opened, card: str, more: Mapping[str, Any]) -> None:
     """The recipe, the card, and ``lineage.json`` with ``more``."""
     draft.text(RECIPE, recipe_of(run))
     draft.text(CARD, card)
@@ -123,7 +123,9 @@ def _finish(draft: Draft, run: Run, opened: Opened, card: str, more: Mapping[str
     draft.finish(KIND, run.name, {**more, **lineage})
 
 
-def _written(draft: Draft, planned: Sequence[tuple[Round, Part]], chat: bool, progress: Progress) -> tuple[int, Counts]:
+def _written(
+    draft: FolderDraft, planned: Sequence[tuple[RoundArtifacts, Part]], chat: bool, progress: Progress
+) -> tuple[int, Counts]:
     """How many files have rows, and what these are. Several files are written at once."""
 
     def write(number: int) -> int:

@@ -33,7 +33,7 @@ LEFT_OUT = "left_out"
 """In a table's metadata, and in the file's: how many rows it would have had more."""
 
 
-class Draft:
+class FolderDraft:
     """A folder being written."""
 
     def __init__(self, path: Path, earlier: Sequence[Path]) -> None:
@@ -89,7 +89,7 @@ class Draft:
 
 
 @contextmanager
-def drafted(destination: Path, kind: str, run: str, earlier: Sequence[Path] = ()) -> Iterator[Draft]:
+def drafted(destination: Path, kind: str, run: str, earlier: Sequence[Path] = ()) -> Iterator[FolderDraft]:
     """A folder to write that becomes ``destination`` at the end, in the place of an earlier export of the same run.
 
     Args:
@@ -106,7 +106,7 @@ def drafted(destination: Path, kind: str, run: str, earlier: Sequence[Path] = ()
     with _told(destination):
         part.mkdir(parents=True, exist_ok=True)
         with locked(part / LOCK, busy=f"{str(destination)!r} is being written"):
-            yield Draft(part, [destination, *earlier])
+            yield FolderDraft(part, [destination, *earlier])
             _put(part, destination)
 
 

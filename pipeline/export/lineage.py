@@ -6,14 +6,14 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.export.public import public, public_text
-from pipeline.export.rounds import Round
+from pipeline.export.rounds import RoundArtifacts
 from pipeline.runs import Run
 from pipeline.texts import toml_lines
 
 RECIPE = "recipe.toml"
 
 
-def lineage_of(run: Run, entries: Sequence[Mapping[str, Any]], made: Sequence[Round] = ()) -> dict[str, Any]:
+def lineage_of(run: Run, entries: Sequence[Mapping[str, Any]], made: Sequence[RoundArtifacts] = ()) -> dict[str, Any]:
     """Digests of policies, keys of artifacts, the gate's decisions and the versions at work."""
     status = run.status()
     initial = status["initial"] or {}

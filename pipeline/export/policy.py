@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.errors import ConfigError, StoreError
 from pipeline.export.cards import Terms, model_card
 from pipeline.export.dataset import finished_rounds
-from pipeline.export.folder import CARD, LINEAGE, Draft, check_destination, drafted, kept, read_lineage
+from pipeline.export.folder import CARD, LINEAGE, FolderDraft, check_destination, drafted, kept, read_lineage
 from pipeline.export.lineage import RECIPE, lineage_of, recipe_of
 from pipeline.policy import PROBE, TOLD, weights_digest
 from pipeline.runs import Run
@@ -107,7 +107,7 @@ def checkpoint_files(source: Path) -> list[str]:
     )
 
 
-def _copy(draft: Draft, source: Path, earlier: Sequence[Path] = ()) -> None:
+def _copy(draft: FolderDraft, source: Path, earlier: Sequence[Path] = ()) -> None:
     if source.name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         draft.text(source.name, _without_places(source))
     else:

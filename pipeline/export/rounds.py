@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.candidates import ASKED
 from pipeline.export import columns
-from pipeline.export.columns import Origin
+from pipeline.export.columns import Common
 from pipeline.export.folder import left_out
 from pipeline.pairing.artifact import DROPPED
 from pipeline.pairing.unpaired import unpaired_by_role
@@ -31,7 +31,7 @@ Shards = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class RoundArtifacts:
     """What one round made, as far as a data set has it."""
 
     number: int
@@ -47,8 +47,8 @@ class Round:
     """Whether the prompts are conversations."""
 
     @property
-    def origin(self) -> Origin:
-        return Origin(self.number, self.policy, self.chat)
+    def common(self) -> Common:
+        return Common(self.number, self.policy, self.chat)
 
     @property
     def keys(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Part:
     """Its rows, a shard at a time, with the config's columns."""
 
 
-def open_round(store: Store, entry: Mapping[str, Any]) -> Round:
+def open_round(store: Store, entry: Mapping[str, Any]) -> RoundArtifacts:
     """The artifacts of a round as ``round-NNN.json`` names them. Raises StoreError where one is gone."""
     keys = entry["artifacts"]
     candidates, judgments = store.get("candidates", keys["candidates"]), store.get("judgments", keys["judgments"])
@@ -81,17 +81,17 @@ def open_round(store: Store, entry: Mapping[str, Any]) -> Round:
     }
     pairs = store.get("pairs", keys["pairs"])
     policy = str(entry.get("policy_in") or "")
-    return Round(entry["round"], policy, candidates, judgments, members, pairs, _is_chat(candidates))
+    return RoundArtifacts(entry["round"], policy, candidates, judgments, members, pairs, _is_chat(candidates))
 
 
-def parts(made: Round, rows: int) -> Iterator[Part]:
+def parts(made: RoundArtifacts, rows: int) -> Iterator[Part]:
     """The files of a round: of each config some that hold about ``rows`` rows, whole shards each.
 
     A file's name tells, by a digest, what it is made from, and depends on nothing but the round: files of finished
     rounds stay as they are when a run goes on.
     """
     named = f"{made.number:03d}-{digest([FORMAT, rows, made.keys])[:8]}"
-    origin = made.origin
+    common = made.common
     pairs, candidates, judgments = (_shards(each) for each in (made.pairs, made.candidates, made.judgments))
     footer = cache(lambda: _footer(made.candidates))  # it grows with the round: not to be read again for every shard
 
@@ -107,32 +107,32 @@ def parts(made: Round, rows: int) -> Iterator[Part]:
     def labelled(number: int) -> Iterator[pa.Table]:
         for table in own(number, LABELLED):
             found = unpaired_by_role(table)
-            yield left_out(columns.labelled(found.completions, origin), found.won_and_lost)
+            yield left_out(columns.labelled(found.completions, common), found.won_and_lost)
 
     def best(number: int) -> Iterator[pa.Table]:
         candidate = _read(made.candidates, candidates[number], WITHOUT_IDS)
         judgment = _read(made.judgments, judgments[number], ["prompt_id", "scores"])
-        yield columns.best_of_n(asked(number), candidate, judgment, origin)
+        yield columns.best_of_n(asked(number), candidate, judgment, common)
 
     def said(artifact: Artifact, member: str) -> Callable[[int], Iterator[pa.Table]]:
-        return lambda number: iter([columns.judgments(_read(artifact, _shards(artifact)[number]), origin, member)])
+        return lambda number: iter([columns.judgments(_read(artifact, _shards(artifact)[number]), common, member)])
 
     sources: list[tuple[str, str, Shards, Callable[[int], Iterator[pa.Table]]]] = [
-        ("default", "", pairs, lambda n: (columns.preferences(table, origin) for table in own(n))),
+        ("default", "", pairs, lambda n: (columns.preferences(table, common) for table in own(n))),
         ("kto", "", pairs, labelled),
         ("sft", "", candidates, best),
         ("candidates", "", candidates,
-         lambda n: iter([columns.candidates(_read(made.candidates, candidates[n]), origin)])),
+         lambda n: iter([columns.candidates(_read(made.candidates, candidates[n]), common)])),
         ("judgments", "", judgments, said(made.judgments, "")),
         *(("judgments", f"-member-{at}", _shards(member), said(member, name))
           for at, (name, member) in enumerate(made.members.items())),
-        ("prompts", "", candidates, lambda n: iter([columns.prompts(asked(n), origin)])),
+        ("prompts", "", candidates, lambda n: iter([columns.prompts(asked(n), common)])),
     ]  # fmt: skip
     for config, infix, shards, read in sources:
         for at, span in enumerate(_spans(shards, rows)):
             yield Part(_name(config, f"{named}{infix}", at), config, _reader(read, span))
     if (made.pairs.path / DROPPED).exists():
-        yield Part(_name("dropped", named, 0), "dropped", lambda: _drops(made.pairs.path / DROPPED, origin))
+        yield Part(_name("dropped", named, 0), "dropped", lambda: _drops(made.pairs.path / DROPPED, common))
 
 
 def _name(config: str, named: str, at: int) -> str:
@@ -200,7 +200,7 @@ def _is_chat(candidates: Artifact) -> bool:
     return bool(pc.any(pc.greater(pc.list_value_length(messages), 0), min_count=0).as_py())
 
 
-def _drops(path: Path, origin: Origin) -> Iterator[pa.Table]:
+def _drops(path: Path, common: Common) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(AT_ONCE):
-            yield columns.dropped(pa.Table.from_batches([batch]), origin)
+            yield columns.dropped(pa.Table.from_batches([batch]), common)
