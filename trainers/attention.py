@@ -132,7 +132,7 @@ class DenseBlocks(torch.autograd.Function):
         k, v = _with_room(key[0]), _with_room(value[0])
         heads = query[0].unflatten(0, (len(k), -1)).transpose(1, 2)
         q = _with_room(heads).mul_(scale)
-        out: Tensor = heads.new_zeros(*heads.shape[:-1], v.shape[-1])  # latent attention has values of another width than keys
+        out: Tensor = heads.new_zeros(*heads.shape[:-1], v.shape[-1])  # values may be wider than keys
         probabilities, bends = [], []
         for block in blocks:
             scores = torch.bmm(_rows(q, block.wide), _take(k, block.keys).transpose(1, 2))
