@@ -232,7 +232,7 @@ def test_an_export_says_what_it_made_to_people_and_to_parsers(
     code, out, err = ratchet("export", "demo", "--to", "an [odd] näme", "--what", "both")
     assert code == 0 and "export policy" in err
     assert "14 rows" in out and "an [odd] näme" in out.replace("\n", "")
-    told = answered(ratchet("export", "--to", "older", "--what", "policy", "--round", 0, "--json"))
+    told = answered(ratchet("export", "demo:0", "--to", "older", "--what", "policy", "--json"))
     assert told["policy"]["round"] == 0
     told = answered(ratchet("export", "--to", "one", "--rounds", 1, "--json"))
     assert (told["data"]["rounds"], told["data"]["rows"]["default"]) == ([1], 7)
