@@ -1,6 +1,7 @@
 """The sections of the benchmark: each measures, prints its table and returns what goes into the JSON."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,9 @@ MEMORY_GOALS = {("installed", 4): 0.15, ("ideal", 1): 1.0}
 """What our peak shall be at most, in peaks of others, at no less than 90% of the full speed. 4 pairs: a batch that
 people use, whatever is fastest here."""
 REGIMES_OF_GROUPS = ("typical", "long")
+WARM_UP_PROMPTS = 96
+"""At least so many before the clock starts: with few a step, the timed steps would still compile kernels for new
+lengths, which a training is over with after a few steps."""
 
 
 @dataclasses.dataclass
@@ -116,7 +120,8 @@ class Contest:
     ) -> dict[str, Any]:  # fmt: skip
         tried = {who: self.calibrate(who, name, case, batches[0], run) for who in names if who != "ours"}
         entries = {who: self.entry(who, name, tried[who].best if who in tried else None) for who in names}
-        samples = contest(entries, batches, run, self.warm_up, {"installed": self.installed})
+        warm_up = len(batches) - self.repetitions
+        samples = contest(entries, batches, run, warm_up, {"installed": self.installed})
         tokens = sum(map(row_tokens, batches)) / sum(map(unique_tokens, batches))
         figures = self.figures(samples, case)
         rows = [
@@ -168,7 +173,8 @@ class Contest:
         self, model: PreTrainedModel, regime: str, prompts: int, scheme: str | None = None, known: bool = True
     ) -> list[Batch]:
         """The warm-up's and every repetition's pairs, with the reference values of the model as it is."""
-        count = self.warm_up + self.repetitions
+        few = 0 if self.quick else math.ceil(WARM_UP_PROMPTS / prompts)
+        count = max(self.warm_up, few) + self.repetitions
         vocabulary = model.config.vocab_size
         batches = [preferences(regime, prompts, vocabulary, seed, scheme) for seed in range(count)]
         return [with_reference(model, batch, Settings()) if known else batch for batch in batches]
