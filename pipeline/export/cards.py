@@ -70,12 +70,14 @@ class Counts:
         return sum(self.by_config.get(config, {}).values())
 
 
-def data_card(run: Run, entries: Sequence[Entry], counts: Counts, chat: bool, example: Entry, terms: Terms) -> str:
-    """The card of the data set of ``entries``, rounds as ``Run.status`` has them."""
+def data_card(
+    run: Run, entries: Sequence[Entry], counts: Counts, chat: bool, example: Entry, terms: Terms, made_of: str
+) -> str:
+    """The card of the data set of ``entries``, rounds as ``Run.status`` has them; ``made_of`` names its content."""
     rows = {config: counts.of(config) for config in CONFIGS if counts.of(config)}
     context = _shared(run, entries, terms) | {
         "rows": rows, "kinds": CONFIGS, "counts": counts, "chat": chat, "example": example,
-        "front": _data_front(run, rows, terms),
+        "front": _data_front(run, rows, terms, made_of),
     }  # fmt: skip
     return _render("data.md", context)
 
@@ -115,13 +117,16 @@ def _shared(run: Run, entries: Sequence[Entry], terms: Terms) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _data_front(run: Run, rows: Mapping[str, int], terms: Terms) -> str:
+def _data_front(run: Run, rows: Mapping[str, int], terms: Terms, made_of: str) -> str:
     from huggingface_hub import DatasetCardData
 
     configs = [
         {
             "config_name": config, **({"default": True} if config == "default" else {}),
             "data_files": [{"split": "train", "path": f"data/{config}/*.parquet"}],
+            # ``datasets`` keeps what it read of a folder by the folder's last name and these lines, not by the files:
+            # without it, an export of more rounds would be read as it was before.
+            "description": f"content {made_of}",
         }
         for config in rows
     ]  # fmt: skip

@@ -108,7 +108,7 @@ def export_data(
     planned = [(made, part) for _, made in opened for part in parts(made, rows)]
     with drafted(destination, KIND, run.name, earlier) as draft:
         files, counts = _written(draft, planned, chat, progress)
-        card = data_card(run, [entry for entry, _ in opened], counts, chat, _example(opened), terms)
+        card = data_card(run, [entry for entry, _ in opened], counts, chat, _example(opened), terms, made_of)
         totals = {config: counts.of(config) for config in counts.by_config}
         summary = {"rounds": [made.number for _, made in opened], "rows": totals, "files": files}
         _finish(draft, run, opened, card, {"made_of": made_of, "summary": summary, "rows": counts.by_config})

@@ -29,7 +29,7 @@ TABLE = re.compile(r"(?:^\|.*\|\n)+", re.M)
 
 
 def card_of(run: Run, terms: Terms | None = None, chat: bool = False, **example: Any) -> str:
-    return data_card(run, run.status()["rounds"], COUNTS, chat, EXAMPLE | example, terms or Terms())
+    return data_card(run, run.status()["rounds"], COUNTS, chat, EXAMPLE | example, terms or Terms(), "c0ffee")
 
 
 def model_card_of(run: Run, terms: Terms | None = None) -> str:
@@ -68,7 +68,7 @@ def test_without_a_licence_the_card_says_that_it_is_unknown(run: Run) -> None:
 def test_what_never_came_to_the_judge_is_counted(run: Run) -> None:
     entries = run.status()["rounds"]
     lost = [{**entries[0], "left_out": 2, "missing": {"big": {"timeout": 31}}}, *entries[1:]]
-    told = data_card(run, lost, COUNTS, False, EXAMPLE, Terms())
+    told = data_card(run, lost, COUNTS, False, EXAMPLE, Terms(), "c0ffee")
     assert "| Prompts left out | 2 | – |" in told and "| Missing of big: timeout | 31 | – |" in told
     assert "left out |" not in card_of(run) and "Missing of" not in card_of(run)
 
@@ -184,7 +184,8 @@ def test_a_card_tells_of_pairs_that_were_not_trained_on(run: Run) -> None:
     apart = [entries[0], {**entries[1], "training": {"held_out": 1234}}]
     said = "Pairs of a share of the prompts were never trained on, but measured in training: 1,234 in round 1."
     cards = [
-        data_card(run, apart, COUNTS, False, EXAMPLE, Terms()), model_card(run, apart, 1, POLICIES[2], False, Terms())
+        data_card(run, apart, COUNTS, False, EXAMPLE, Terms(), "c0ffee"),
+        model_card(run, apart, 1, POLICIES[2], False, Terms()),
     ]  # fmt: skip
     assert all(said in card for card in cards)
     assert "never trained on, but" not in card_of(run) + model_card_of(run)

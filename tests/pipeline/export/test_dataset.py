@@ -65,6 +65,13 @@ def test_datasets_reads_every_config_and_default_without_a_name(plain: Folder, t
     assert unnamed["train"].to_list() == load(folder, "default", tmp_path).to_list()
 
 
+def test_an_export_of_more_rounds_under_an_old_name_is_read_anew(plain: Folder, tmp_path: Path) -> None:
+    run, whole = plain
+    export_data(run, tmp_path / whole.name, [0])
+    assert set(load(tmp_path / whole.name, "default", tmp_path / "cache")["round"]) == {0}
+    assert set(load(whole, "default", tmp_path / "cache")["round"]) == {0, 1}
+
+
 def test_default_has_every_pair_of_the_store_in_its_order(plain: Folder, tmp_path: Path) -> None:
     run, folder = plain
     rows = load(folder, "default", tmp_path).to_list()
