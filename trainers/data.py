@@ -185,7 +185,6 @@ def _hub(path: str, config: str | None, revision: str | None, split: str) -> Ite
     try:
         return iter(datasets.load_dataset(path, config, split=split, revision=revision))
     except Exception as error:
-        reason = (
-            " ".join(str(error).split()) or type(error).__name__
-        )  # on its further lines it lists configs and splits
+        # Further lines list configs and splits.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"data set {path!r}, split {split!r}, cannot be loaded from the Hub: {reason}") from error

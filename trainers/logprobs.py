@@ -26,7 +26,7 @@ TRANSPOSED = 512
 """Positions from which on a CPU makes logits with a transposed copy of the weight, which it multiplies by faster:
 below, making the copy takes longer than it saves. It is kept, and counts as memory beside the chunk's."""
 PANEL = {"cpu": 2048, "cuda": 1 << 30}
-"""Vocabulary rows of the weight's gradient that are added at once: on a CPU few enough to stay in its cache."""
+"""Vocabulary rows of the weight transposed, or added to its gradient, at once: few enough for a CPU's cache."""
 SMALLEST = 1e-30
 """Probabilities below this may have lost digits, or all of them; their logarithm is taken another way."""
 
@@ -218,10 +218,8 @@ class ChunkedHead:
         """
         p, g = window.policy, slope.logps.float()[:, None]
         for part in split(slice(0, len(p)), self.piece):
-            own = (
-                torch.arange(part.start, part.stop, device=p.device),
-                targets[part],
-            )  # scatter_ copies the whole buffer
+            # By places, since scatter_ copies the whole buffer.
+            own = torch.arange(part.start, part.stop, device=p.device), targets[part]
             bend = self._bend(p[part], targets[part, None], window, part) if self.head.softcap is not None else None
             if slope.reference_kl is None or window.reference is None:
                 p[own] = window.known.logps[part].expm1().to(p.dtype)

@@ -9,19 +9,24 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from flows import cli, environment
 from pipeline.config import SamplingConfig
+from pipeline.errors import TrainingError
 from pipeline.protocols import Sampler
 from pipeline.recipe import load_recipe
 from pipeline.sampling import start_sampler
 
 from .small import LONGER, RECIPE, STARTED, Ratchet, sets, until
 
+if TYPE_CHECKING:
+    from trainers.lesson import Lesson
+
 Said = tuple[int, str, str]
+ENOUGH = "enough is known"
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,21 @@ def _no_run_outlives_its_test() -> Iterator[None]:
     yield
     while STARTED:
         STARTED.pop().end()
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> "list[Lesson]":
+    """What trainings were asked to learn; each ends there, with ENOUGH."""
+    from trainers import launch
+
+    asked: list[Lesson] = []
+
+    def noting(_policy: Any, lesson: "Lesson", *_rest: Any) -> Any:
+        asked.append(lesson)
+        raise TrainingError(ENOUGH)
+
+    monkeypatch.setattr(launch, "train_policy", noting)
+    return asked
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,11 +11,10 @@ from pipeline.tables import read_pairs
 from tests.api_server import ApiServer
 from tests.judges.asked import answers
 from tests.judges.replies import COMPARISON
-from trainers import launch
 from trainers.examples import Pair
 from trainers.lesson import Lesson
 
-from .conftest import RunSmall
+from .conftest import ENOUGH, RunSmall
 
 PROMPTS = "type='callable', call={function='flows.recipes.food:prompts', args={ravin=6, others=1, held_out=4}}"
 SETTINGS = (
@@ -32,16 +30,9 @@ def compare(first: str, second: str) -> str:
 
 
 def test_a_pairwise_judges_probabilities_and_a_mixtures_members_reach_the_training(
-    run_small: RunSmall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_small: RunSmall, tmp_path: Path, lessons: list[Lesson]
 ) -> None:
-    lessons: list[Lesson] = []
-
-    def noting(_policy: Any, lesson: Lesson, *_rest: Any) -> Any:
-        lessons.append(lesson)
-        raise TrainingError("enough is known")
-
-    monkeypatch.setattr(launch, "train_policy", noting)
-    with ApiServer(answers(COMPARISON, compare)) as server, pytest.raises(TrainingError, match="enough is known"):
+    with ApiServer(answers(COMPARISON, compare)) as server, pytest.raises(TrainingError, match=ENOUGH):
         judge = f"judge={{type='pairwise', endpoints=[{{model='m', base_url='{server.base_url}'}}]}}"
         run_small("labels", *SETTINGS, judge, workspace=tmp_path)
     found = [example for example in lessons[-1].examples if isinstance(example, Pair)]
